@@ -1,0 +1,86 @@
+"""The slots: each one row's place in two preallocated tensors, keys and values, for every layer.
+
+Knows slots and positions. Knows nothing of tasks, tokens or who owns a slot.
+"""
+
+import heapq
+import os
+
+import torch
+from torch import Tensor
+
+from prefix_store.prefix import BackboneShape
+
+MAX_DEFAULT_NUM_SLOTS = 64
+
+
+def choose_num_slots(
+    wanted: int | None, shape: BackboneShape, max_model_len: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """`wanted`, or as many as fit in half of the free memory, at most 64. Raises `MemoryError` if they cannot fit."""
+    num_bytes_per_slot = 2 * shape.n_layer * max_model_len * shape.n_embd * dtype.itemsize
+    num_free_bytes = (
+        torch.cuda.mem_get_info(device)[0]
+        if device.type == "cuda"
+        else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
+    if wanted is None:
+        wanted = max(1, min(MAX_DEFAULT_NUM_SLOTS, num_free_bytes // 2 // num_bytes_per_slot))
+    if wanted * num_bytes_per_slot > num_free_bytes:
+        raise MemoryError(
+            f"{wanted} slots of {max_model_len} tokens need {wanted * num_bytes_per_slot / 2**20:,.0f} MiB; "
+            f"{num_free_bytes / 2**20:,.0f} are free. Lower --max-num-seqs or --max-model-len"
+        )
+    return int(wanted)
+
+
+class KVCache:
+    """`keys` and `values`, each `[n_layer, num_slots, n_head, max_model_len, head_dim]`.
+
+    The lowest free slot is taken first, so that live rows lie side by side and attention can read them as one view.
+    """
+
+    def __init__(
+        self, shape: BackboneShape, num_slots: int, max_model_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        size = (shape.n_layer, num_slots, shape.n_head, max_model_len, shape.head_dim)
+        # zeros, not empty: a masked 0 * NaN is NaN
+        self.keys = torch.zeros(size, dtype=dtype, device=device)
+        self.values = torch.zeros(size, dtype=dtype, device=device)
+        self.num_slots = num_slots
+        self.max_model_len = max_model_len
+        self._free = list(range(num_slots))  # a heap
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int:
+        return heapq.heappop(self._free)
+
+    def give_back(self, slot: int) -> None:
+        assert 0 <= slot < self.num_slots, slot
+        assert slot not in self._free, f"slot {slot} was given back twice"
+        heapq.heappush(self._free, slot)
+
+    def clear(self, slot: int) -> None:
+        """Zero a slot that held non-finite numbers."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+    def write_prefix(self, slot: int, past_key_values: Tensor) -> None:
+        """Put `[n_layer, 2, T, n_head, head_dim]` at the slot's first T positions."""
+        num_virtual_tokens = past_key_values.shape[2]
+        keys, values = past_key_values.transpose(2, 3).unbind(1)  # [L, H, T, D] each
+        self.keys[:, slot, :, :num_virtual_tokens] = keys
+        self.values[:, slot, :, :num_virtual_tokens] = values
+
+    def read(self, slot: int, num_tokens: int) -> Tensor:
+        """The slot's first `num_tokens` entries as `[n_layer, 2, num_tokens, n_head, head_dim]` on the CPU."""
+        entries = torch.stack((self.keys[:, slot, :, :num_tokens], self.values[:, slot, :, :num_tokens]), dim=1)
+        return entries.transpose(2, 3).contiguous().cpu()
+
+    def copy(self, sources: list[int], targets: list[int], num_tokens: int) -> None:
+        """Make slot `targets[i]` hold what `sources[i]` held, for all i at once; the lists may overlap."""
+        for cache in (self.keys, self.values):
+            cache[:, targets, :, :num_tokens] = cache[:, sources, :, :num_tokens]

@@ -1,0 +1,90 @@
+"""A request inside the engine: what it asked for, the rows it owns, and what they have said so far.
+
+Knows token counts. Knows nothing of tensors, scheduling or sampling.
+"""
+
+from dataclasses import dataclass, field
+
+from batching.beams import BeamSearch
+from batching.types import Compile, Request, TokenLogprob
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One slot's tokens. `num_cached` entries of the slot are valid; the next token is computed after them."""
+
+    slot: int
+    num_cached: int
+    output_token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request's life from the queue to its end. It owns `slots`; `rows` is empty until it is admitted.
+
+    An ordinary sequence has one row. A beam search has one while the prompt is read, then `num_beams`.
+    """
+
+    request: Request | Compile
+    slots: tuple[int, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    beams: BeamSearch | None = None
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    admitted_at: float = 0.0
+    first_step: int = 0
+    num_reported: int = 0
+    is_poisoned: bool = False  # non-finite numbers were seen: its slots are zeroed when it gives them back
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        if isinstance(self.request, Compile) or self.request.prefix is None:
+            return 0
+        return self.request.prefix.num_virtual_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        if isinstance(self.request, Request):
+            return len(self.request.prompt_token_ids)
+        if self.request.token_ids is not None:
+            return len(self.request.token_ids)
+        assert self.request.embeddings is not None
+        return self.request.embeddings.shape[0]
+
+    @property
+    def num_slots_needed(self) -> int:
+        return self.request.sampling_params.num_beams if isinstance(self.request, Request) else 1
+
+    def num_pending_tokens(self, row: Row) -> int:
+        """How many of the row's tokens are known but not yet in its slot: 1 for a row that decodes."""
+        return self.num_virtual_tokens + self.num_prompt_tokens + len(row.output_token_ids) - row.num_cached
+
+    def pending_token_ids(self, row: Row, num_tokens: int) -> list[int]:
+        """The next `num_tokens` tokens to compute. Not for compiled embeddings, which have none."""
+        start = row.num_cached - self.num_virtual_tokens
+        num_prompt_tokens = self.num_prompt_tokens
+        if start >= num_prompt_tokens:
+            start -= num_prompt_tokens
+            return row.output_token_ids[start : start + num_tokens]
+        prompt = self.request.prompt_token_ids if isinstance(self.request, Request) else self.request.token_ids
+        assert prompt is not None
+        # A row whose slot is rebuilt may have to read its own output again: prompt and output are one text then.
+        return [*prompt, *row.output_token_ids][start : start + num_tokens]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowStep:
+    """What one step computes for one row: its next `num_new_tokens` pending tokens."""
+
+    sequence: Sequence
+    row: Row
+    num_new_tokens: int
+
+    @property
+    def completes_row(self) -> bool:
+        """Whether the row has no pending token after this step, so that its next token can be chosen."""
+        return self.num_new_tokens == self.sequence.num_pending_tokens(self.row)
+
+    @property
+    def is_decode(self) -> bool:
+        return bool(self.row.output_token_ids) and self.num_new_tokens == 1

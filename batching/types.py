@@ -1,0 +1,179 @@
+"""Everything that crosses between the server and the engine: plain frozen values, whole when made.
+
+Knows no scheduler, no cache and no model. A value here can be sent to another thread or, one day, another process.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+from prefix_store.prefix import Prefix
+
+MAX_TOP_K = 256
+MAX_LOGPROBS = 20
+MAX_NUM_BEAMS = 16
+
+
+class RequestError(ValueError):
+    """A request that can never be served as it is; the message says what was wrong and what was expected."""
+
+
+class ContextTooLong(RequestError):
+    def __init__(self, num_tokens: int, max_model_len: int) -> None:
+        super().__init__(f"prefix + prompt + max_new_tokens is {num_tokens} tokens; the backbone has {max_model_len}")
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"  # the end-of-text token
+    LENGTH = "length"  # max_new_tokens
+    ABORT = "abort"  # the client went away, a stop string, a deadline
+    ERROR = "error"  # this row failed, and this row only
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one row chooses its tokens.
+
+    Greedy when `temperature` is 0. Order of what is applied to the logits: repetition penalty, `min_new_tokens`,
+    temperature, top-k, top-p (that of transformers). Log-probabilities are the model's own, before any of it.
+
+    `seed`: the row's random stream is a function of (seed, choice) and the token's index alone; None draws a fresh one.
+    `choice`: which of the n samples of one request this row is.
+    `logprobs`: None reports none, 0 the chosen token's, n also the n most likely tokens'.
+    `early_stopping`: as in transformers' beam search, False (heuristic) or True (stop at num_beams finished).
+    """
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    choice: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges that the sampler is exact for; raises `RequestError`."""
+        _expect(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _expect(
+            0 <= self.min_new_tokens <= self.max_new_tokens,
+            "min_new_tokens",
+            self.min_new_tokens,
+            f"0 to max_new_tokens ({self.max_new_tokens})",
+        )
+        _expect(0 <= self.temperature < math.inf, "temperature", self.temperature, "a finite number from 0")
+        _expect(0 <= self.top_k <= MAX_TOP_K, "top_k", self.top_k, f"0 (off) to {MAX_TOP_K}")
+        _expect(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1")
+        _expect(
+            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "finite and above 0"
+        )
+        _expect(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "0 to 2^64 - 1")
+        _expect(0 <= self.choice < 2**64, "choice", self.choice, "0 or more")
+        _expect(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
+            "logprobs",
+            self.logprobs,
+            f"0 to {MAX_LOGPROBS}",
+        )
+        _expect(1 <= self.num_beams <= MAX_NUM_BEAMS, "num_beams", self.num_beams, f"1 to {MAX_NUM_BEAMS}")
+        _expect(
+            self.num_beams == 1 or self.temperature == 0,
+            "temperature",
+            self.temperature,
+            "0 (greedy) with num_beams > 1",
+        )
+        _expect(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite")
+
+
+def _expect(is_right: bool, name: str, value: object, expected: str) -> None:
+    if not is_right:
+        raise RequestError(f"{name} is {value}; expected {expected}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One prompt to be continued. `prefix` None is the bare backbone. `prompt_token_ids` holds at least one token."""
+
+    request_id: str
+    tenant: str
+    prompt_token_ids: tuple[int, ...]
+    prefix: Prefix | None = None
+    sampling_params: SamplingParams = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compile:
+    """Turn a text (`token_ids`) or foreign `embeddings` `[T, n_embd]` into keys and values. Exactly one is given."""
+
+    request_id: str
+    tenant: str
+    token_ids: tuple[int, ...] | None = None
+    embeddings: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token's own log-probability, and the most likely tokens at its place as (token id, log-probability)."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step did for one request.
+
+    A step may report no new token (a failed or aborted request). The end-of-text token that ended a row is reported
+    as its last token. With beams everything is reported at the end, in one output.
+    `logprobs` matches `new_token_ids` when asked for, else is empty. `prompt_logprobs`, in the first output when asked
+    for, has one entry for each prompt token but the first.
+    `step` counts forward passes from the engine's start; `admitted_at` and `first_step` say when this request
+    left the queue (monotonic seconds) and the first step that held it.
+    """
+
+    request_id: str
+    new_token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    step: int = 0
+    first_step: int = 0
+    admitted_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compiled:
+    """The answer to `Compile`: `past_key_values` `[n_layer, 2, T, n_head, head_dim]` on the CPU, or an error."""
+
+    request_id: str
+    past_key_values: Tensor | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """Facts of one forward pass, for metrics: how many rows, of how many distinct prefixes (the bare backbone counts
+    as one), how many tokens of prompts and of decoding rows, and how long it took in seconds."""
+
+    step: int
+    num_rows: int
+    num_distinct_prefixes: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_waiting: int
+    num_free_slots: int
+    seconds: float

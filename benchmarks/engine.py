@@ -1,0 +1,132 @@
+"""What mixing tasks costs, and what batching them gains over one request after another.
+
+GPT-2 small's shape with random weights, 32 rows, prefix 10, prompt 32, 64 new tokens, greedy, the end-of-text token
+forbidden. Each figure is the median of ratios of runs that were interleaved within this one process:
+
+- `mixed_vs_one_task_32`: requests per second of 32 tasks over those of one task repeated, through the engine;
+- `vs_sequential_32`: requests per second of the 32 tasks over the same requests one after another through transformers
+  with the prefix as cache (four of the 32 in each pair, in turn, since they take a second or two each).
+
+    python -m benchmarks.engine [--pairs 9] [--dtype bfloat16] [--out FILE.json]
+"""
+
+import argparse
+import random
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+
+from batching.engine import Engine
+from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
+from batching.types import Request, SamplingParams
+from benchmarks.report import finish
+from prefix_store.prefix import Prefix
+
+NUM_ROWS = 32
+NUM_VIRTUAL_TOKENS = 10
+NUM_PROMPT_TOKENS = 32
+NUM_NEW_TOKENS = 64
+NUM_SEQUENTIAL = 4
+
+
+def make_prefix(config: GPT2Config, seed: int) -> Prefix:
+    generator = torch.Generator().manual_seed(seed)
+    size = (config.n_layer, 2, NUM_VIRTUAL_TOKENS, config.n_head, config.n_embd // config.n_head)
+    return Prefix(torch.randn(size, generator=generator), revision=str(seed), kind="prefix")
+
+
+def make_requests(prefixes: list[Prefix], vocab_size: int) -> list[Request]:
+    """One request for each prefix, each with a prompt of its own."""
+    chooser = random.Random(0)
+    params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS, min_new_tokens=NUM_NEW_TOKENS)
+    return [
+        Request(str(i), "default", tuple(chooser.randrange(vocab_size - 1) for _ in range(NUM_PROMPT_TOKENS)), prefix, params)
+        for i, prefix in enumerate(prefixes)
+    ]  # fmt: skip
+
+
+def requests_per_second_of_engine(engine: Engine, requests: list[Request]) -> float:
+    started_at = time.perf_counter()
+    for request in requests:
+        engine.add_request(request)
+    num_tokens = 0
+    while engine.has_work:
+        num_tokens += sum(len(output.new_token_ids) for output in engine.step() if hasattr(output, "new_token_ids"))
+    assert num_tokens == len(requests) * NUM_NEW_TOKENS, num_tokens
+    return len(requests) / (time.perf_counter() - started_at)
+
+
+@torch.inference_mode()
+def requests_per_second_of_transformers(model: GPT2LMHeadModel, requests: list[Request]) -> float:
+    started_at = time.perf_counter()
+    for request in requests:
+        assert request.prefix is not None
+        cache = DynamicCache()
+        past_key_values = request.prefix.past_key_values.to(model.device, model.dtype).transpose(2, 3)
+        for layer, (keys, values) in enumerate(past_key_values):
+            cache.update(keys[None], values[None], layer)
+        prompt = list(request.prompt_token_ids)
+        input_ids = torch.tensor([prompt[:1] * NUM_VIRTUAL_TOKENS + prompt], device=model.device)
+        output = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            past_key_values=cache,
+            do_sample=False,
+            max_new_tokens=NUM_NEW_TOKENS,
+            min_new_tokens=NUM_NEW_TOKENS,
+            pad_token_id=model.config.eos_token_id,
+        )
+        assert output.shape[1] == input_ids.shape[1] + NUM_NEW_TOKENS
+    return len(requests) / (time.perf_counter() - started_at)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Mixed tasks against one task, and against one request after another")
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+
+    device = resolve_device(args.device)
+    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    torch.manual_seed(0)
+    config = GPT2Config()
+    model = GPT2LMHeadModel(config).eval()
+    engine = Engine(
+        Backbone.from_model(model, device=str(device), dtype=dtype), max_num_seqs=NUM_ROWS, max_model_len=256
+    )
+    model = model.to(device, DTYPES[dtype])
+    prefixes = [make_prefix(config, seed) for seed in range(NUM_ROWS)]
+    mixed = make_requests(prefixes, config.vocab_size)
+    one_task = make_requests([prefixes[0]] * NUM_ROWS, config.vocab_size)
+
+    requests_per_second_of_engine(engine, mixed)
+    requests_per_second_of_transformers(model, mixed[:1])
+    measured: dict[str, list[float]] = {"mixed tasks": [], "one task": [], "one after another": []}
+    for pair in range(args.pairs):
+        first = pair * NUM_SEQUENTIAL % NUM_ROWS
+        order = ["mixed tasks", "one task"] if pair % 2 == 0 else ["one task", "mixed tasks"]
+        for label in order:
+            requests = mixed if label == "mixed tasks" else one_task
+            measured[label].append(requests_per_second_of_engine(engine, requests))
+        sequential = requests_per_second_of_transformers(model, mixed[first : first + NUM_SEQUENTIAL])
+        measured["one after another"].append(sequential)
+
+    ratios = {
+        "mixed_vs_one_task_32": _ratios(measured["mixed tasks"], measured["one task"]),
+        "vs_sequential_32": _ratios(measured["mixed tasks"], measured["one after another"]),
+    }
+    rows = {f"{label}, requests/s ({dtype})": numbers for label, numbers in measured.items()} | ratios
+    finish("engine", rows, {name: statistics.median(numbers) for name, numbers in ratios.items()}, args.out)
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+if __name__ == "__main__":
+    main()

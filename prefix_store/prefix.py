@@ -1,0 +1,71 @@
+"""What a prefix is: one task's tuned keys and values, and the shape of the backbone that they fit.
+
+Knows tensors and their shapes. Knows nothing of files, tenants or versions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneShape:
+    """The numbers of a GPT-2 that decide which prefixes fit it."""
+
+    n_layer: int
+    n_head: int
+    head_dim: int
+    n_positions: int
+
+    @property
+    def n_embd(self) -> int:
+        return self.n_head * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """What the store has to know of the backbone: its name, its shape and the fingerprint of its weights (sha256)."""
+
+    name: str
+    shape: BackboneShape
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """One task's virtual tokens, as keys and values for every layer (Li & Liang 2021, section 4.2).
+
+    `past_key_values` is `[n_layer, 2, num_virtual_tokens, n_head, head_dim]` on the CPU; index 0 of the second axis is
+    the key, 1 the value. `revision` is the sha256 of the native file, in hexadecimal. `kind` is what was uploaded:
+    `prefix`, `prefix_tuning`, `cartridge`, `prompt_tuning`, `text`.
+    """
+
+    past_key_values: Tensor
+    revision: str
+    kind: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return self.past_key_values.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        return self.past_key_values.nbytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptEmbeddings:
+    """A foreign prompt that the backbone still has to turn into a `Prefix`.
+
+    `embeddings` is `[num_virtual_tokens, n_embd]` on the CPU.
+    """
+
+    embeddings: Tensor
+    kind: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return self.embeddings.shape[0]

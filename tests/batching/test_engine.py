@@ -1,0 +1,237 @@
+"""The engine from outside: isolation between rows, aborts, failures, limits, compiled prompts."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batching.engine import Engine
+from batching.types import Abort, Compile, Compiled, ContextTooLong, FinishReason, RequestError
+from tests.batching import oracle
+from tests.batching.support import ask, make_engine, make_model, make_prefix, make_prompt, run, tokens
+
+MODEL = make_model()
+SHAPE = make_engine(MODEL, 1).backbone.shape
+PREFIXES = [make_prefix(SHAPE, length, seed=length) for length in (1, 4, 10, 33)]
+
+
+def a_crowd() -> list:
+    """Rows of every kind: greedy, sampled, penalised, by beams, short and long, with and without a prefix."""
+    return [
+        ask(make_prompt(5, seed=1), PREFIXES[0], max_new_tokens=20),
+        ask(make_prompt(60, seed=2), PREFIXES[1], max_new_tokens=30, temperature=0.9, seed=11),
+        ask(make_prompt(1, seed=3), None, max_new_tokens=25, temperature=1.3, top_k=9, seed=12, logprobs=3),
+        ask(make_prompt(17, seed=4), PREFIXES[2], max_new_tokens=15, repetition_penalty=1.7),
+        ask(make_prompt(8, seed=5), PREFIXES[3], max_new_tokens=12, num_beams=3),
+        ask(make_prompt(40, seed=6), PREFIXES[0], max_new_tokens=30, temperature=1.0, top_p=0.7, seed=13),
+        ask(make_prompt(9, seed=7), PREFIXES[1], max_new_tokens=10, min_new_tokens=10),
+        ask(make_prompt(90, seed=8), PREFIXES[2], max_new_tokens=5, prompt_logprobs=True),
+    ]
+
+
+ALONE = [tokens(run(make_engine(MODEL), [request])[0]) for request in a_crowd()]
+
+
+def poison(engine: Engine) -> None:
+    """Fill free slots with NaN, and a slot just taken with 1e4: all that its owner has not written itself."""
+    cache, take, give_back = engine.cache, engine.cache.take, engine.cache.give_back
+
+    def fill(slot: int, value: float) -> None:
+        cache.keys[:, slot] = value
+        cache.values[:, slot] = value
+
+    def poisoned_take() -> int:
+        slot = take()
+        fill(slot, 1e4)
+        return slot
+
+    def poisoned_give_back(slot: int) -> None:
+        give_back(slot)
+        fill(slot, float("nan"))
+
+    for slot in range(cache.num_slots):
+        fill(slot, float("nan"))
+    cache.take, cache.give_back = poisoned_take, poisoned_give_back  # type: ignore[method-assign]
+
+
+def test_a_rows_tokens_do_not_depend_on_its_neighbours():
+    outputs = run(make_engine(MODEL, 6), a_crowd(), {i: 3 * i for i in range(8)})
+    assert [tokens(row) for row in outputs] == ALONE
+
+
+def test_nan_in_free_slots_and_large_numbers_above_live_rows_change_nothing():
+    engine = make_engine(MODEL, 6)
+    poison(engine)
+    outputs = run(engine, a_crowd() + a_crowd(), {i: 2 * i for i in range(16)})
+    assert [tokens(row) for row in outputs] == ALONE + ALONE
+
+
+def test_every_output_says_which_steps_held_the_row():
+    first, second = run(make_engine(MODEL), [ask((1, 2), max_new_tokens=4, min_new_tokens=4), ask((3,))], {1: 2})
+    assert [output.step for output in first] == [1, 2, 3, 4]
+    assert {output.first_step for output in first} == {1}
+    assert second[0].first_step == 3
+
+
+def test_steps_count_the_distinct_prefixes_they_held():
+    engine = make_engine(MODEL)
+    for prefix in (PREFIXES[0], PREFIXES[0], PREFIXES[1], None):
+        engine.add_request(ask((1, 2), prefix, max_new_tokens=3, min_new_tokens=3))
+    engine.step()
+    engine.step()
+    assert engine.last_step is not None
+    assert engine.last_step.num_distinct_prefixes == 3
+    assert engine.last_step.num_rows == engine.last_step.num_decode_tokens == 4
+
+
+def test_a_long_prompt_does_not_hold_up_rows_that_decode():
+    engine = make_engine(MODEL)
+    short = ask((1, 2), max_new_tokens=50, min_new_tokens=50)
+    engine.add_request(short)
+    engine.step()
+    engine.add_request(ask(make_prompt(200), max_new_tokens=2))
+    for _ in range(5):
+        assert short.request_id in {output.request_id for output in engine.step()}
+        assert engine.last_step is not None
+        assert engine.last_step.num_prefill_tokens <= 32
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
+def test_an_abort_frees_the_slots_at_once_and_is_reported(num_steps):
+    engine = make_engine(MODEL, 4)
+    request = ask(make_prompt(40), PREFIXES[0], max_new_tokens=50, num_beams=3)
+    engine.add_request(request)
+    for _ in range(num_steps):
+        engine.step()
+    engine.abort(Abort(request.request_id).request_id)
+    engine.abort("unknown")
+    assert engine.num_free_slots == 4
+    (output,) = engine.step()
+    assert output.finish_reason is FinishReason.ABORT
+    assert not engine.has_work
+
+
+def test_a_row_whose_prefix_gives_non_finite_logits_fails_alone():
+    huge = make_prefix(SHAPE, 4)
+    huge.past_key_values.fill_(3e38)
+    engine = make_engine(MODEL, 6)
+    outputs = run(engine, [*a_crowd(), ask((1, 2, 3), huge)], {i: i for i in range(8)})
+    (failed,) = outputs[-1]
+    assert failed.finish_reason is FinishReason.ERROR
+    assert failed.error is not None
+    assert "finite" in failed.error
+    assert [tokens(row) for row in outputs[:-1]] == ALONE
+    assert engine.cache.keys.isfinite().all()
+    assert engine.cache.values.isfinite().all()
+
+
+def test_a_row_that_makes_the_forward_raise_fails_alone():
+    engine = make_engine(MODEL, 8)
+    execute = engine._runner.execute
+    culprit = ask((5, 6, 7), PREFIXES[0])
+
+    def fail_for_the_culprit(steps):
+        if any(step.sequence.request is culprit for step in steps):
+            raise RuntimeError("no")
+        return execute(steps)
+
+    engine._runner.execute = fail_for_the_culprit  # type: ignore[method-assign]
+    outputs = run(engine, [*a_crowd(), culprit])
+    assert outputs[-1][0].finish_reason is FinishReason.ERROR
+    assert [tokens(row) for row in outputs[:-1]] == ALONE
+    assert engine.num_free_slots == 8
+
+
+@pytest.mark.parametrize("by", ["token_ids", "embeddings"])
+def test_a_compiled_prompt_is_the_backbones_own_keys_and_values(by):
+    engine = make_engine(MODEL)
+    text = make_prompt(70)
+    embeddings = MODEL.transformer.wte.weight.detach()[torch.tensor(text)]
+    compile_ = Compile("c", "default", **({"token_ids": text} if by == "token_ids" else {"embeddings": embeddings}))
+    engine.add_request(ask((1, 2), PREFIXES[0], max_new_tokens=40))
+    engine.add_request(compile_)
+    compiled = None
+    while engine.has_work:
+        for output in engine.step():
+            compiled = output if isinstance(output, Compiled) else compiled
+    assert compiled is not None
+    assert compiled.past_key_values is not None
+    with torch.no_grad():
+        cache = MODEL(torch.tensor([text])).past_key_values
+    for layer in range(SHAPE.n_layer):
+        keys, values = compiled.past_key_values[layer].transpose(1, 2)
+        torch.testing.assert_close(keys, cache.layers[layer].keys[0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(values, cache.layers[layer].values[0], rtol=0, atol=1e-4)
+
+
+def test_prompt_logprobs_are_those_of_the_model():
+    prompt = make_prompt(45)
+    (outputs,) = run(make_engine(MODEL), [ask(prompt, PREFIXES[1], max_new_tokens=2, prompt_logprobs=True, logprobs=2)])
+    logits = oracle.logits(MODEL, PREFIXES[1].past_key_values, list(prompt))
+    expected = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    told = outputs[0].prompt_logprobs
+    assert [token.token_id for token in told] == list(prompt[1:])
+    torch.testing.assert_close(torch.tensor([token.logprob for token in told]), expected, rtol=0, atol=1e-4)
+    assert all(len(token.top) == 2 for token in told)
+    assert outputs[1].prompt_logprobs == ()
+
+
+def test_a_request_that_does_not_fit_the_context_is_refused_before_it_is_queued():
+    engine = make_engine(MODEL)
+    engine.check(ask(make_prompt(100), PREFIXES[3], max_new_tokens=123))
+    with pytest.raises(ContextTooLong, match="257 tokens; the backbone has 256"):
+        engine.add_request(ask(make_prompt(100), PREFIXES[3], max_new_tokens=124))
+    with pytest.raises(RequestError, match="no tokens"):
+        engine.add_request(ask((), max_new_tokens=1))
+    with pytest.raises(RequestError, match="vocabulary"):
+        engine.add_request(ask((97,), max_new_tokens=1))
+    with pytest.raises(RequestError, match="slots"):
+        engine.add_request(ask((1,), num_beams=9))
+    assert not engine.has_work
+
+
+def test_the_whole_context_can_be_used():
+    (outputs,) = run(make_engine(MODEL), [ask(make_prompt(100), PREFIXES[3], max_new_tokens=123, min_new_tokens=123)])
+    assert len(tokens(outputs)) == 123
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 40),  # prompt
+            st.integers(0, 3),  # prefix
+            st.integers(1, 12),  # new tokens
+            st.sampled_from([1, 1, 1, 2, 4]),  # beams
+            st.integers(0, 3),  # steps until the next arrival
+            st.one_of(st.none(), st.integers(0, 15)),  # steps until it is aborted
+        ),
+        max_size=12,
+    )
+)
+def test_whatever_comes_and_goes_all_slots_are_free_at_the_end(arrivals):
+    engine = make_engine(MODEL, 5)
+    aborts: dict[int, list[str]] = {}
+    step = 0
+    ends = []
+
+    def take_step() -> None:
+        nonlocal step
+        for request_id in aborts.pop(step, []):
+            engine.abort(request_id)
+        ends.extend(output.request_id for output in engine.step() if output.finish_reason is not None)
+        step += 1
+
+    for num_prompt_tokens, prefix, num_new_tokens, num_beams, pause, abort_after in arrivals:
+        request = ask(
+            make_prompt(num_prompt_tokens), PREFIXES[prefix], max_new_tokens=num_new_tokens, num_beams=num_beams
+        )
+        engine.add_request(request)
+        if abort_after is not None:
+            aborts.setdefault(step + abort_after, []).append(request.request_id)
+        for _ in range(pause):
+            take_step()
+    while engine.has_work:
+        take_step()
+    assert engine.num_free_slots == 5
+    assert len(ends) == len(set(ends)) == len(arrivals), "every request ends once"
