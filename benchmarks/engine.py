@@ -42,10 +42,11 @@ def make_requests(prefixes: list[Prefix], vocab_size: int) -> list[Request]:
     """One request for each prefix, each with a prompt of its own."""
     chooser = random.Random(0)
     params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS, min_new_tokens=NUM_NEW_TOKENS)
+    prompts = [tuple(chooser.randrange(vocab_size - 1) for _ in range(NUM_PROMPT_TOKENS)) for _ in prefixes]
     return [
-        Request(str(i), "default", tuple(chooser.randrange(vocab_size - 1) for _ in range(NUM_PROMPT_TOKENS)), prefix, params)
-        for i, prefix in enumerate(prefixes)
-    ]  # fmt: skip
+        Request(str(i), "default", prompt, prefix, params)
+        for i, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True))
+    ]
 
 
 def requests_per_second_of_engine(engine: Engine, requests: list[Request]) -> float:
