@@ -1,0 +1,91 @@
+"""Loading a backbone: what is read, what is refused and why."""
+
+import json
+
+import pytest
+import torch
+from transformers import BertConfig, GPT2LMHeadModel
+
+from batching.engine import Engine
+from batching.gpt2 import Backbone, BackboneError, fingerprint, load_backbone
+from tests.batching import oracle
+from tests.batching.support import ask, make_model, make_prefix, make_prompt, run, tokens
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    make_model().half().save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_checkpoint_on_disk_answers_as_transformers_does(checkpoint):
+    backbone = load_backbone(checkpoint, device="cpu", dtype="float32")
+    model = GPT2LMHeadModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    request = ask(make_prompt(9), make_prefix(backbone.shape, 3), max_new_tokens=20)
+    (outputs,) = run(Engine(backbone, max_num_seqs=2), [request])
+    assert tokens(outputs) == oracle.generate(model, request)
+    assert (backbone.name, backbone.dtype_name, backbone.device_name) == ("tiny", "float32", "cpu")
+
+
+def test_the_fingerprint_is_that_of_the_stored_weights_whatever_the_serving_dtype(checkpoint):
+    stored = fingerprint(GPT2LMHeadModel.from_pretrained(checkpoint, dtype="auto"))
+    assert load_backbone(checkpoint, dtype="float32").fingerprint == stored
+    assert load_backbone(checkpoint, dtype="bfloat16").fingerprint == stored
+    assert fingerprint(make_model(seed=1).half()) != stored
+    assert fingerprint(make_model()) != stored, "the same numbers in another dtype are another backbone"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near_float32(dtype):
+    model = make_model()
+    prefix = make_prefix(Backbone.from_model(model).shape, 7)
+    prompt = make_prompt(30)
+    engine = Engine(Backbone.from_model(model, dtype=dtype), max_num_seqs=2)
+    request = ask(prompt, prefix, max_new_tokens=1, prompt_logprobs=True)
+    (outputs,) = run(engine, [request])
+    told = torch.tensor([token.logprob for token in outputs[0].prompt_logprobs])
+    logits = oracle.logits(model, prefix.past_key_values, list(prompt))
+    exact = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    assert (told - exact).abs().mean() < 0.2
+
+
+def test_what_is_no_gpt2_is_refused_with_the_reason(tmp_path, checkpoint):
+    with pytest.raises(BackboneError, match="no model could be read"):
+        load_backbone(tmp_path / "nothing")
+    BertConfig().save_pretrained(tmp_path / "bert")
+    with pytest.raises(BackboneError, match="'bert'"):
+        load_backbone(tmp_path / "bert")
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BackboneError, match="could not be read"):
+        load_backbone(checkpoint)
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_and_never_filled_with_random_ones(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"n_layer": 3}))
+    with pytest.raises(BackboneError, match=r"lacks weights.*h\.2"):
+        load_backbone(checkpoint)
+
+
+@pytest.mark.parametrize("change", [{"activation_function": "silu"}, {"add_cross_attention": True}])
+def test_a_gpt2_that_computes_something_else_is_refused(change):
+    with pytest.raises(BackboneError, match=r"activation|cross-attention"):
+        Backbone.from_model(make_model(**change))
+
+
+def test_slots_that_cannot_fit_in_memory_are_refused_at_start():
+    with pytest.raises(MemoryError, match="--max-num-seqs"):
+        Engine(Backbone.from_model(make_model()), max_num_seqs=10**9)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_tokens_of_the_cpu():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = make_model()
+    engine = Engine(Backbone.from_model(model, device="cuda:0"), max_num_seqs=6)
+    prefixes = [make_prefix(engine.backbone.shape, length) for length in (2, 9)]
+    requests = [ask(make_prompt(5 + i, seed=i), prefixes[i % 2], max_new_tokens=20) for i in range(8)]
+    answers = [tokens(outputs) for outputs in run(engine, requests)]
+    assert answers == [oracle.generate(model, request) for request in requests]
