@@ -38,7 +38,7 @@ class Prefix:
 
     `past_key_values` is `[n_layer, 2, num_virtual_tokens, n_head, head_dim]` on the CPU; index 0 of the second axis is
     the key, 1 the value. `revision` is the sha256 of the native file, in hexadecimal. `kind` is what was uploaded:
-    `prefix`, `prefix_tuning`, `cartridge`, `prompt_tuning`, `text`.
+    `prefix`, `prefix_tuning`, `prompt_tuning`, `text`.
     """
 
     past_key_values: Tensor

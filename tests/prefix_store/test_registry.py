@@ -1,0 +1,146 @@
+"""Rows and transactions, and what a database's own failures become."""
+
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from prefix_store.errors import OutOfSpace, PreconditionFailed, StoreUnavailable, UnknownTask, UnknownVersion
+from prefix_store.registry import Registry
+from prefix_store.tasks import TaskConfig, Upload
+
+NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'registry.sqlite3'}"
+
+
+@pytest.fixture
+def registry(url: str) -> Iterator[Registry]:
+    opened = Registry(url, fingerprint="ab" * 32)
+    yield opened
+    opened.close()
+
+
+def an_upload(sha256: str = "11" * 32, backbone: str = "ab" * 32) -> Upload:
+    return Upload(
+        sha256=sha256,
+        native_sha256="22" * 32,
+        kind="text",
+        num_virtual_tokens=3,
+        num_bytes=100,
+        backbone=backbone,
+        backbone_checked=True,
+        created_at=NOW,
+    )
+
+
+def test_what_was_published_is_read_as_it_was_written(registry: Registry) -> None:
+    published = registry.publish("default", "poet", an_upload())
+    task = registry.task("default", "poet")
+    assert task.versions == (published.version,)
+    assert published.version.version == task.served_version == 1
+    assert published.version.created_at == NOW
+    assert task.versions[0].created_at.tzinfo is UTC
+    assert task.config == TaskConfig()
+    assert not published.version.stale
+
+
+def test_a_config_is_kept_as_json(registry: Registry) -> None:
+    registry.publish("default", "poet", an_upload())
+    config = TaskConfig("über", "{inputs} =>", {"temperature": 0.5, "stop": ["\n"], "seed": None})
+    assert registry.set_config("default", "poet", config).config == config
+    assert registry.publish("default", "poet", an_upload("33" * 32)).config == config
+    assert registry.served("default", "poet")[1] == config
+
+
+def test_versions_count_up_per_tenant_and_task(registry: Registry) -> None:
+    for tenant, task_id in [("acme", "poet"), ("acme", "clerk"), ("zeta", "poet")]:
+        numbers = [registry.publish(tenant, task_id, an_upload(f"{i}" * 64)).version.version for i in range(3)]
+        assert numbers == [1, 2, 3]
+
+
+def test_pages_follow_each_other_in_the_order_of_ids(registry: Registry) -> None:
+    for task_id in ["b", "B", "a", "c", "a.1", "10", "9"]:
+        registry.publish("default", task_id, an_upload())
+    registry.publish("other", "a2", an_upload())
+    pages, after = [], None
+    while page := registry.tasks("default", 3, after):
+        pages.append([task.task_id for task in page])
+        after = page[-1].task_id
+    assert pages == [["10", "9", "B"], ["a", "a.1", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("task_id", ["nobody", "", "\ud800", "a\0b", "x" * 1000])
+def test_an_unknown_task_is_unknown_however_it_is_spelled(registry: Registry, task_id: str) -> None:
+    for ask in (registry.task, registry.served):
+        with pytest.raises(UnknownTask):
+            ask("default", task_id)
+
+
+@pytest.mark.parametrize("version", [0, -1, 2, 10**30])
+def test_an_unknown_version_is_unknown_however_large(registry: Registry, version: int) -> None:
+    registry.publish("default", "poet", an_upload())
+    with pytest.raises(UnknownVersion):
+        registry.version("default", "poet", version)
+
+
+def test_a_refused_transaction_changes_nothing(registry: Registry) -> None:
+    registry.publish("default", "poet", an_upload())
+    before = registry.task("default", "poet")
+    with pytest.raises(PreconditionFailed):
+        registry.publish("default", "poet", an_upload("33" * 32), if_match="44" * 32)
+    assert registry.task("default", "poet") == before
+
+
+def test_writers_at_the_same_time_get_numbers_of_their_own(registry: Registry) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        uploads = [an_upload(f"{i:064x}") for i in range(12)]
+        published = threads.map(lambda upload: registry.publish("default", "poet", upload), uploads)
+        assert sorted(each.version.version for each in published) == list(range(1, 13))
+
+
+def test_a_commit_reaches_the_disk_before_it_is_answered_for(registry: Registry, url: str) -> None:
+    with registry._writing() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_a_full_disk_is_out_of_space_and_nothing_was_kept(registry: Registry) -> None:
+    with registry._engine.connect() as connection:
+        num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
+    with pytest.raises(OutOfSpace):
+        fill(registry)
+    tasks = registry.tasks("default", 1000, None)
+    assert [len(task.versions) for task in tasks] == [1] * len(tasks)
+
+
+def fill(registry: Registry) -> None:
+    for i in range(1000):
+        registry.publish("default", f"task-{i}", an_upload())
+
+
+def test_a_long_transaction_of_another_process_is_waited_for_and_then_refused(
+    registry: Registry, url: str, tmp_path: Path
+) -> None:
+    with registry._engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=1")  # the pool hands this same connection out again
+    other = sqlite3.connect(tmp_path / "registry.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        registry.publish("default", "poet", an_upload())
+    other.close()
+    assert registry.publish("default", "poet", an_upload()).created_task
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path, url: str) -> None:
+    (tmp_path / "registry.sqlite3").write_bytes(b"not a database" * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        Registry(url, fingerprint="ab" * 32)

@@ -1,0 +1,442 @@
+"""What the server relies on: publish, look up, roll back, delete; and what a fault, a kill or another backbone does."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+import torch
+
+from prefix_store.errors import (
+    CommitUncertain,
+    CorruptPrefix,
+    InvalidTaskId,
+    OutOfSpace,
+    PreconditionFailed,
+    StaleVersion,
+    StoreUnavailable,
+    UnknownTask,
+    UnknownVersion,
+)
+from prefix_store.store import PrefixStore
+from prefix_store.tasks import Published, TaskConfig
+from tests.prefix_store.support import BACKBONE, OTHER_BACKBONE, keys_and_values, native_file, publish
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def publish_text(store: PrefixStore, text: bytes, seed: int, task_id: str = "poet") -> Published:
+    return store.publish(
+        "default",
+        task_id,
+        upload=text,
+        native=native_file(seed),
+        kind="text",
+        num_virtual_tokens=3,
+        backbone_checked=True,
+    )
+
+
+def files_in(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.glob("*/*")}
+
+
+def test_what_was_published_is_served(store: PrefixStore) -> None:
+    published = publish(store, seed=1)
+    assert published.created_task
+    assert published.changed
+    served = store.get("default", "poet")
+    assert (served.task_id, served.version, served.config) == ("poet", 1, TaskConfig())
+    assert torch.equal(served.prefix.past_key_values, keys_and_values(1))
+    assert served.prefix.revision == published.version.native_sha256 == sha256(native_file(1))
+
+
+def test_nothing_is_cached_before_the_first_use_and_all_after(store: PrefixStore) -> None:
+    publish(store)
+    assert store.cached("default", "poet") is None
+    served = store.get("default", "poet")
+    cached = store.cached("default", "poet")
+    assert cached is not None
+    assert cached.prefix is served.prefix
+
+
+def test_cached_needs_neither_registry_nor_files(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    store.get("default", "poet")
+    store.close()
+    for path in (*tmp_path.glob("*/*"), *tmp_path.glob("registry*")):
+        path.unlink()
+    assert store.cached("default", "poet") is not None
+
+
+def test_a_replacement_is_served_next_and_does_not_touch_who_holds_the_former(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    before = store.get("default", "poet")
+    assert publish(store, seed=2).version.version == 2
+    assert store.cached("default", "poet") is None
+    after = store.get("default", "poet")
+    assert torch.equal(after.prefix.past_key_values, keys_and_values(2))
+    assert torch.equal(before.prefix.past_key_values, keys_and_values(1))
+
+
+def test_the_served_versions_own_bytes_change_nothing(store: PrefixStore) -> None:
+    first = publish(store)
+    again = publish(store)
+    assert not again.changed
+    assert not again.created_task
+    assert again.version == first.version
+    assert len(store.task("default", "poet").versions) == 1
+
+
+def test_an_older_versions_bytes_serve_that_one_again(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    publish(store, seed=2)
+    again = publish(store, seed=1)
+    assert again.changed
+    assert again.version.version == 1
+    task = store.task("default", "poet")
+    assert (task.served_version, len(task.versions)) == (1, 2)
+    assert store.get("default", "poet").version == 1
+
+
+def test_a_rollback_serves_the_older_version(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    publish(store, seed=2)
+    assert store.use_version("default", "poet", 1).served_version == 1
+    assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(1))
+    with pytest.raises(UnknownVersion):
+        store.use_version("default", "poet", 3)
+
+
+def test_a_config_is_served_at_once_and_outlives_versions(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    store.get("default", "poet")
+    config = TaskConfig(prompt_template="{inputs}:", parameters={"top_k": 5})
+    store.set_config("default", "poet", config)
+    cached = store.cached("default", "poet")
+    assert cached is not None
+    assert cached.config == config
+    publish(store, seed=2)
+    assert store.get("default", "poet").config == config
+
+
+def test_a_deleted_task_is_gone_with_its_files(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, seed=1)
+    publish(store, seed=2)
+    held = store.get("default", "poet")
+    store.delete("default", "poet")
+    assert store.cached("default", "poet") is None
+    for ask in (store.get, store.task, store.upload_bytes, store.delete):
+        with pytest.raises(UnknownTask):
+            ask("default", "poet")
+    assert files_in(tmp_path) == set()
+    assert store.stats.num_bytes == 0
+    assert torch.equal(held.prefix.past_key_values, keys_and_values(2))
+
+
+def test_a_task_that_is_uploaded_anew_starts_at_1_with_its_new_bytes(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    store.get("default", "poet")
+    store.delete("default", "poet")
+    assert publish(store, seed=2).version.version == 1
+    assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(2))
+
+
+def test_a_file_stays_while_another_task_of_the_tenant_needs_it(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=1)
+    assert len(files_in(tmp_path)) == 1
+    store.delete("default", "poet")
+    assert store.get("default", "clerk").prefix.revision == sha256(native_file(1))
+
+
+def test_tenants_share_neither_tasks_nor_files_nor_memory(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, tenant="acme", seed=1)
+    with pytest.raises(UnknownTask):
+        store.get("zeta", "poet")
+    publish(store, tenant="zeta", seed=1)
+    assert len(files_in(tmp_path)) == 2
+    store.get("acme", "poet")
+    assert store.cached("zeta", "poet") is None
+    store.get("zeta", "poet")
+    assert store.stats.loads == 2
+    store.delete("acme", "poet")
+    assert store.get("zeta", "poet").version == 1
+    assert [task.task_id for task in store.tasks("acme")] == []
+
+
+def test_a_foreign_upload_comes_back_byte_for_byte_and_its_native_file_is_served(store: PrefixStore) -> None:
+    published = publish_text(store, b'{"text": "Be brief."}', seed=1)
+    assert published.version.sha256 == sha256(b'{"text": "Be brief."}')
+    assert published.version.native_sha256 == sha256(native_file(1))
+    body, version = store.upload_bytes("default", "poet")
+    assert body == b'{"text": "Be brief."}'
+    assert version == published.version
+    served = store.get("default", "poet")
+    assert served.prefix.kind == "text"
+    assert served.prefix.revision == sha256(native_file(1))
+
+
+def test_any_versions_upload_can_be_fetched(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    publish_text(store, b"text", seed=2)
+    assert store.upload_bytes("default", "poet", 1)[0] == native_file(1)
+    assert store.upload_bytes("default", "poet", 2)[0] == b"text"
+    assert store.upload_bytes("default", "poet")[1].version == 2
+    with pytest.raises(UnknownVersion):
+        store.upload_bytes("default", "poet", 3)
+
+
+def test_a_task_cannot_take_a_reserved_or_impossible_name(store: PrefixStore) -> None:
+    for task_id in ("base", "tgi", BACKBONE.name, "..", "a/b", ""):
+        with pytest.raises(InvalidTaskId):
+            publish(store, task_id)
+    with pytest.raises(InvalidTaskId):
+        store.tasks("default", after="\ud800")
+
+
+def test_preconditions_compare_with_the_served_version(store: PrefixStore, tmp_path: Path) -> None:
+    with pytest.raises(PreconditionFailed):
+        publish(store, if_match="*")
+    first = publish(store, seed=1, if_none_match=True)
+    files = files_in(tmp_path)
+    with pytest.raises(PreconditionFailed):
+        publish(store, seed=2, if_none_match=True)
+    with pytest.raises(PreconditionFailed):
+        publish(store, seed=2, if_match=sha256(b""))
+    with pytest.raises(PreconditionFailed):
+        store.use_version("default", "poet", 1, if_match=sha256(b""))
+    with pytest.raises(PreconditionFailed):
+        store.delete("default", "poet", if_match=sha256(b""))
+    assert files_in(tmp_path) == files
+    publish(store, seed=2, if_match=first.version.sha256)
+    publish(store, seed=3, if_match="*")
+    assert store.get("default", "poet").version == 3
+
+
+def test_a_restarted_process_sees_all(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "poet", seed=2)
+    publish_text(store, b"text", seed=3, task_id="clerk")
+    store.use_version("default", "poet", 1)
+    tasks = store.tasks("default")
+    store.close()
+    restarted = PrefixStore(tmp_path, backbone=BACKBONE)
+    assert restarted.tasks("default") == tasks
+    assert torch.equal(restarted.get("default", "poet").prefix.past_key_values, keys_and_values(1))
+    assert restarted.get("default", "clerk").prefix.kind == "text"
+    restarted.close()
+
+
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    store = PrefixStore(tmp_path / "50% off? a #1 näme", backbone=BACKBONE)
+    publish(store)
+    assert store.get("default", "poet").version == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["50% off? a #1 näme"]
+    store.close()
+
+
+def test_under_another_backbone_versions_are_stale_and_a_new_upload_heals(store: PrefixStore, tmp_path: Path) -> None:
+    publish_text(store, b"text", seed=1)
+    store.close()
+    other = PrefixStore(tmp_path, backbone=OTHER_BACKBONE)
+    assert [version.stale for version in other.task("default", "poet").versions] == [True]
+    assert other.cached("default", "poet") is None
+    with pytest.raises(StaleVersion):
+        other.get("default", "poet")
+    with pytest.raises(StaleVersion):
+        other.use_version("default", "poet", 1)
+    assert other.upload_bytes("default", "poet")[0] == b"text"
+
+    foreign = {"kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
+    native = native_file(2).replace(BACKBONE.fingerprint.encode(), OTHER_BACKBONE.fingerprint.encode())
+    assert other.publish("default", "poet", upload=b"text", native=native, **foreign).version.version == 2
+    assert other.get("default", "poet").version == 2
+    other.close()
+
+
+@pytest.mark.parametrize("damage", ["a bit flips", "cut short", "gone", "another prefix"])
+def test_a_damaged_file_fails_its_own_task_until_it_is_uploaded_again(
+    store: PrefixStore, tmp_path: Path, damage: str
+) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    file = tmp_path / "default" / f"{sha256(native_file(1))}.safetensors"
+    body = bytearray(file.read_bytes())
+    body[-1] ^= 1
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"a bit flips": body, "cut short": body[:100], "another prefix": native_file(3)}[damage])
+    with pytest.raises(CorruptPrefix):
+        store.get("default", "poet")
+    with pytest.raises(CorruptPrefix):
+        store.upload_bytes("default", "poet")
+    assert store.cached("default", "poet") is None
+    assert store.get("default", "clerk").version == 1
+
+    assert not publish(store, "poet", seed=1).changed
+    assert store.get("default", "poet").version == 1
+
+
+def test_two_first_uses_load_once(store: PrefixStore) -> None:
+    publish(store)
+    barrier = Barrier(8)
+
+    def first_use(_: int) -> object:
+        barrier.wait(timeout=30)
+        return store.get("default", "poet").prefix
+
+    with ThreadPoolExecutor(8) as threads:
+        prefixes = set(threads.map(first_use, range(8)))
+    assert len(prefixes) == 1
+    assert store.stats.loads == 1
+
+
+def test_memory_is_bounded_and_what_was_pushed_out_is_loaded_again(tmp_path: Path) -> None:
+    store = PrefixStore(tmp_path, backbone=BACKBONE, cache_bytes=2 * keys_and_values().nbytes)
+    for seed, task_id in enumerate(["a", "b", "c"]):
+        publish(store, task_id, seed=seed)
+        store.get("default", task_id)
+    assert store.cached("default", "a") is None
+    assert store.stats.num_prefixes == 2
+    assert torch.equal(store.get("default", "a").prefix.past_key_values, keys_and_values(0))
+    assert store.stats.evictions == 2
+    store.close()
+
+
+def test_readers_always_get_a_whole_version_while_others_replace_and_delete(store: PrefixStore) -> None:
+    """A reader sees one of the two prefixes or no task, never a mixture, a missing file or an older answer."""
+    revisions = {sha256(native_file(seed)): seed for seed in (1, 2)}
+
+    def write(seed: int) -> None:
+        for _ in range(10):
+            publish(store, seed=seed)
+            store.delete("default", "poet")
+
+    def read() -> int:
+        num_served = 0
+        for _ in range(100):
+            try:
+                prefix = store.get("default", "poet").prefix
+            except UnknownTask:
+                continue
+            num_served += 1
+            assert torch.equal(prefix.past_key_values, keys_and_values(revisions[prefix.revision]))
+        return num_served
+
+    with ThreadPoolExecutor(3) as threads:
+        reading = threads.submit(read)
+        writing = threads.submit(write, 1)
+        reading.result()
+        writing.result()
+    publish(store, seed=2)
+    assert store.get("default", "poet").prefix.revision == sha256(native_file(2))
+
+
+class FailingCommit:
+    """A database whose commits fail after they happened (or not), as a broken connection makes them."""
+
+    def __init__(self, call: object) -> None:
+        self.call = call
+
+    def __call__(self, *arguments: object, **keywords: object) -> None:
+        self.call(*arguments, **keywords)
+        raise CommitUncertain("the connection broke")
+
+
+def test_a_commit_that_may_have_happened_keeps_the_files(
+    store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as fault:
+        fault.setattr(store._registry, "publish", FailingCommit(store._registry.publish))
+        with pytest.raises(StoreUnavailable):
+            publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    assert len(files_in(tmp_path)) == 2
+    assert store.get("default", "poet").version == 1
+
+
+def test_a_commit_that_did_not_happen_leaves_no_file_behind_once_writing_works_again(
+    store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as fault:
+        fault.setattr(store._registry, "publish", FailingCommit(lambda *arguments, **keywords: None))
+        with pytest.raises(StoreUnavailable):
+            publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    assert files_in(tmp_path) == {f"default/{sha256(native_file(2))}.safetensors"}
+
+
+def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, seed=1)
+    with store._registry._engine.connect() as connection:
+        num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+        connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
+    with pytest.raises(OutOfSpace):
+        fill(store)
+    assert len(files_in(tmp_path)) == len(store.tasks("default", limit=1000))
+    assert store.get("default", "poet").version == 1
+
+
+def fill(store: PrefixStore) -> None:
+    for i in range(1000):
+        publish(store, f"task-{i}", seed=1000 + i)
+
+
+KILLED_AT = {
+    "the file is written": "os.fsync = kill",
+    "the file is renamed": "pathlib.Path.replace = kill",
+    "the folder is synced": "blobs._fsync_directory = kill",
+    "the transaction begins": "registry.Registry.publish = kill",
+    "the version is inserted": "registry.Registry._add_version = kill",
+    "memory is told": "pointers.ServedPointers.put = kill",
+}
+
+
+@pytest.mark.parametrize("moment", KILLED_AT)
+def test_a_process_killed_when_shows_the_old_version_or_the_new_one_whole(
+    store: PrefixStore, tmp_path: Path, moment: str
+) -> None:
+    publish(store, seed=1)
+    store.close()
+    writer = f"""
+        import os, pathlib, signal
+        from prefix_store import blobs, pointers, registry
+        from prefix_store.store import PrefixStore
+        from tests.prefix_store.support import BACKBONE, publish
+
+        def kill(*arguments, **keywords):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        store = PrefixStore(pathlib.Path({str(tmp_path)!r}), backbone=BACKBONE)
+        {KILLED_AT[moment]}
+        publish(store, seed=2)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(writer)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert ended.returncode == -signal.SIGKILL
+
+    restarted = PrefixStore(tmp_path, backbone=BACKBONE)
+    version = restarted.get("default", "poet").version
+    assert version == (2 if moment == "memory is told" else 1)
+    assert len(restarted.task("default", "poet").versions) == version
+    assert not list(tmp_path.glob("*/*.tmp"))
+    assert publish(restarted, seed=2).version.version == 2
+    assert restarted.get("default", "poet").version == 2
+    restarted.close()
+
+
+def test_ping_tells_when_the_store_is_gone(store: PrefixStore, tmp_path: Path) -> None:
+    store.ping()
+    store.close()
+    (tmp_path / "registry.sqlite3").unlink()
+    (tmp_path / "registry.sqlite3").mkdir()
+    with pytest.raises(StoreUnavailable):
+        store.ping()
