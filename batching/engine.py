@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from batching.beams import BeamSearch, Branch
+from batching.fairness import FairShare
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
 from batching.model_runner import ModelRunner, num_logits
@@ -38,8 +39,17 @@ Output = StepOutput | Compiled
 
 
 class Engine:
-    def __init__(self, backbone: Backbone, max_num_seqs: int | None = None, max_model_len: int | None = None) -> None:
-        """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        max_num_seqs: int | None = None,
+        max_model_len: int | None = None,
+        has_reserve: bool = False,
+    ) -> None:
+        """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
+
+        `has_reserve`: an eighth of the slots is never given to a tenant that holds its share already.
+        """
         self.backbone = backbone
         self.max_model_len = backbone.shape.n_positions if max_model_len is None else max_model_len
         if not 1 <= self.max_model_len <= backbone.shape.n_positions:
@@ -48,7 +58,8 @@ class Engine:
         self.max_num_seqs = choose_num_slots(max_num_seqs, backbone.shape, self.max_model_len, dtype, device)
         self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device)
         self._runner = ModelRunner(backbone, self.cache)
-        self._scheduler = Scheduler(self.cache)
+        num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
+        self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
         self._sampler = Sampler(
             self.max_num_seqs, self.max_model_len, backbone.vocab_size, backbone.eos_token_id, device
         )
@@ -63,7 +74,7 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._scheduler.waiting)
+        return self._scheduler.num_waiting
 
     @property
     def num_running(self) -> int:
@@ -210,6 +221,7 @@ class Engine:
         for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
             output_token_ids = sequence.rows[0].output_token_ids
             output_token_ids.append(token_id)
+            self._scheduler.charge(sequence, 1)
             reason = None
             if token_id == self.backbone.eos_token_id:
                 reason = FinishReason.STOP
@@ -225,6 +237,7 @@ class Engine:
         branches = beams.advance(
             self._sampler.penalise(log_probs, rows), log_probs, [row.logprobs for row in sequence.rows]
         )
+        self._scheduler.charge(sequence, len(rows))
         if not beams.is_done:
             self._branch(sequence, branches)
             return []

@@ -6,6 +6,7 @@ Knows slots, token counts and finish rules. Knows nothing of tensors, text or HT
 from collections import deque
 from typing import Protocol
 
+from batching.fairness import FairShare
 from batching.sequence import Row, RowStep, Sequence
 
 
@@ -17,42 +18,70 @@ class SlotPool(Protocol):
 
 
 class Scheduler:
-    """First come, first served. A step holds one token of every decoding row and a bounded piece of waiting prompts.
+    """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
+    bounded piece of waiting prompts.
 
     While rows decode, a step's prompt tokens are at most as many as its decoding rows (but `min_prefill_tokens`), so
     that a long prompt about doubles the gap between two tokens of the others, and no more.
     """
 
-    def __init__(self, slots: SlotPool, min_prefill_tokens: int = 32, max_prefill_tokens: int = 512) -> None:
+    def __init__(
+        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 32, max_prefill_tokens: int = 512
+    ) -> None:
         self._slots = slots
+        self._fair_share = fair_share
         self._min_prefill_tokens = min_prefill_tokens
         self._max_prefill_tokens = max_prefill_tokens
-        self.waiting: deque[Sequence] = deque()
+        self._waiting: dict[str, deque[Sequence]] = {}  # by tenant; none is empty
         self.running: list[Sequence] = []
 
+    @property
+    def num_waiting(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values())
+
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        tenant = sequence.request.tenant
+        self._waiting.setdefault(tenant, deque()).append(sequence)
+        self._fair_share.enter(tenant, sequence.request.weight)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence wherever it is, and free its slots."""
-        if sequence in self.running:
+        tenant = sequence.request.tenant
+        if sequence.slots:
             self.running.remove(sequence)
             for slot in sequence.slots:
                 self._slots.give_back(slot)
+            self._fair_share.give_back(tenant, len(sequence.slots))
             sequence.slots = ()
         else:
-            self.waiting.remove(sequence)
+            self._waiting[tenant].remove(sequence)
+            self._drop_empty_queue(tenant)
+            self._fair_share.leave_queue(tenant)
 
     def admit(self) -> list[Sequence]:
-        """Move waiting sequences into free slots, in order; each one's slots are reserved to its end."""
+        """Move waiting sequences into free slots; each one's slots are reserved to its end."""
         admitted = []
-        while self.waiting and self.waiting[0].num_slots_needed <= self._slots.num_free:
-            sequence = self.waiting.popleft()
+        while self._waiting and self._slots.num_free:
+            wanted = {tenant: queue[0].num_slots_needed for tenant, queue in self._waiting.items()}
+            tenant = self._fair_share.choose(self._slots.num_free, wanted)
+            if tenant is None:
+                break
+            sequence = self._waiting[tenant].popleft()
+            self._drop_empty_queue(tenant)
             sequence.slots = tuple(self._slots.take() for _ in range(sequence.num_slots_needed))
             sequence.rows = [Row(sequence.slots[0], num_cached=sequence.num_virtual_tokens)]
+            self._fair_share.admit(tenant, len(sequence.slots), sequence.num_prompt_tokens)
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
+
+    def charge(self, sequence: Sequence, num_tokens: int) -> None:
+        """Put tokens that a sequence has said on its tenant's account."""
+        self._fair_share.charge_output(sequence.request.tenant, num_tokens)
+
+    def _drop_empty_queue(self, tenant: str) -> None:
+        if not self._waiting[tenant]:
+            del self._waiting[tenant]
 
     def schedule(self) -> list[RowStep]:
         """The rows of the next step: those that decode, by slot; then pieces of prompts, oldest first."""

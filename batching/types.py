@@ -99,13 +99,17 @@ def _expect(is_right: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """One prompt to be continued. `prefix` None is the bare backbone. `prompt_token_ids` holds at least one token."""
+    """One prompt to be continued. `prefix` None is the bare backbone. `prompt_token_ids` holds at least one token.
+
+    `weight`: the tenant's share of the engine, relative to the others'.
+    """
 
     request_id: str
     tenant: str
     prompt_token_ids: tuple[int, ...]
     prefix: Prefix | None = None
     sampling_params: SamplingParams = SamplingParams()
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +120,7 @@ class Compile:
     tenant: str
     token_ids: tuple[int, ...] | None = None
     embeddings: Tensor | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,92 @@
+"""Which tenant is served next: the Virtual Token Counter, and each tenant's share of the slots.
+
+Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024 (arXiv 2401.00588), algorithm 2. Keyed by tenant,
+never by task: ten tasks must not be ten shares. Knows tenants, weights and counts; nothing of requests or tensors.
+"""
+
+import math
+from dataclasses import dataclass
+
+PROMPT_TOKEN_COST = 1.0
+OUTPUT_TOKEN_COST = 2.0
+
+
+@dataclass(slots=True)
+class Account:
+    """One tenant with work: what it was served, in weighted tokens, and what it holds and waits for now."""
+
+    weight: float
+    served: float = 0.0
+    num_slots: int = 0
+    num_waiting: int = 0
+
+
+class FairShare:
+    """Accounts of the tenants that have work. One that has none is forgotten, and lifted when it returns, so that
+    neither idling nor a burst long ago counts.
+    """
+
+    def __init__(self, num_slots: int, num_reserved_slots: int = 0) -> None:
+        """The last `num_reserved_slots` free slots are not for a tenant that holds its share already."""
+        self._num_slots = num_slots
+        self._num_reserved_slots = num_reserved_slots
+        self._accounts: dict[str, Account] = {}
+
+    def enter(self, tenant: str, weight: float) -> None:
+        """A request of the tenant's begins to wait."""
+        account = self._accounts.get(tenant)
+        if account is None:
+            least = min((other.served for other in self._accounts.values()), default=0.0)
+            account = self._accounts[tenant] = Account(weight, served=least)
+        account.weight = weight
+        account.num_waiting += 1
+
+    def admit(self, tenant: str, num_slots: int, num_prompt_tokens: int) -> None:
+        """One of its requests leaves the queue for `num_slots` slots, and is charged for its prompt."""
+        account = self._accounts[tenant]
+        account.num_waiting -= 1
+        account.num_slots += num_slots
+        account.served += PROMPT_TOKEN_COST * num_prompt_tokens / account.weight
+
+    def charge_output(self, tenant: str, num_tokens: int) -> None:
+        account = self._accounts[tenant]
+        account.served += OUTPUT_TOKEN_COST * num_tokens / account.weight
+
+    def leave_queue(self, tenant: str) -> None:
+        """One of its requests ends without having run."""
+        self._accounts[tenant].num_waiting -= 1
+        self._forget_if_idle(tenant)
+
+    def give_back(self, tenant: str, num_slots: int) -> None:
+        """One of its requests ends. What it was charged stays charged, also where it was cancelled."""
+        self._accounts[tenant].num_slots -= num_slots
+        self._forget_if_idle(tenant)
+
+    def choose(self, num_free_slots: int, slots_wanted: dict[str, int]) -> str | None:
+        """Which of the waiting tenants is served next; `slots_wanted` is what each one's first request takes.
+
+        It is the one that was served least, of those within their share of the slots where there are such. If its
+        request does not fit yet, nobody is served: else requests of one slot would keep those of many waiting for ever.
+        """
+        within = [tenant for tenant, num_slots in slots_wanted.items() if self._is_within_share(tenant, num_slots)]
+        allowed = [
+            tenant
+            for tenant in within or slots_wanted
+            if num_free_slots - slots_wanted[tenant] >= self._num_reserved_slots
+            # Somebody may come at any time: the reserve is shared as if one more tenant had work.
+            or self._is_within_share(tenant, slots_wanted[tenant], weight_of_newcomers=1.0)
+        ]
+        tenant = min(allowed, key=lambda name: self._accounts[name].served, default=None)
+        return tenant if tenant is not None and slots_wanted[tenant] <= num_free_slots else None
+
+    def _is_within_share(self, tenant: str, num_slots: int, weight_of_newcomers: float = 0.0) -> bool:
+        """Whether the tenant holds nothing yet, or not more than its share with `num_slots` more."""
+        account = self._accounts[tenant]
+        total = sum(other.weight for other in self._accounts.values()) + weight_of_newcomers
+        share = math.ceil(self._num_slots * account.weight / total)
+        return account.num_slots == 0 or account.num_slots + num_slots <= share
+
+    def _forget_if_idle(self, tenant: str) -> None:
+        account = self._accounts[tenant]
+        if account.num_slots == account.num_waiting == 0:
+            del self._accounts[tenant]

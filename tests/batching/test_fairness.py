@@ -1,0 +1,119 @@
+"""Who is served next: by what each tenant has been served, and within its share of the slots."""
+
+from dataclasses import replace
+
+import pytest
+
+from batching.fairness import FairShare
+from tests.batching.support import ask, make_engine, make_model
+
+MODEL = make_model()
+
+
+def serve(fair_share: FairShare, num_rounds: int, cost: dict[str, int]) -> dict[str, int]:
+    """Give the one slot away again and again between tenants that always wait; tokens each was served."""
+    served = dict.fromkeys(cost, 0)
+    for _ in range(num_rounds):
+        tenant = fair_share.choose(1, dict.fromkeys(cost, 1))
+        assert tenant is not None
+        fair_share.admit(tenant, 1, 10)
+        fair_share.charge_output(tenant, cost[tenant])
+        served[tenant] += cost[tenant]
+        fair_share.enter(tenant, fair_share._accounts[tenant].weight)
+        fair_share.give_back(tenant, 1)
+    return served
+
+
+@pytest.mark.parametrize(("weight", "ratio"), [(1.0, 1.0), (3.0, 3.0), (0.5, 0.5)])
+def test_backlogged_tenants_are_served_by_their_weights(weight, ratio):
+    fair_share = FairShare(num_slots=1)
+    fair_share.enter("a", weight)
+    fair_share.enter("b", 1.0)
+    served = serve(fair_share, 400, {"a": 20, "b": 20})
+    assert served["a"] / served["b"] == pytest.approx(ratio, rel=0.05)
+
+
+def test_a_tenant_with_longer_answers_gets_fewer_of_them():
+    fair_share = FairShare(num_slots=1)
+    fair_share.enter("short", 1.0)
+    fair_share.enter("long", 1.0)
+    served = serve(fair_share, 400, {"short": 5, "long": 50})
+    weighted = {
+        "short": served["short"] * 2 + served["short"] // 5 * 10,
+        "long": served["long"] * 2 + served["long"] // 50 * 10,
+    }
+    assert weighted["short"] / weighted["long"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_tenant_that_returns_has_saved_nothing_up():
+    fair_share = FairShare(num_slots=1)
+    fair_share.enter("busy", 1.0)
+    serve(fair_share, 50, {"busy": 100})
+    fair_share.enter("idle", 1.0)
+    served = serve(fair_share, 20, {"busy": 100, "idle": 100})
+    assert abs(served["busy"] - served["idle"]) <= 100
+
+
+def test_while_others_wait_below_their_share_nobody_gets_slots_beyond_its_own():
+    fair_share = FairShare(num_slots=8)
+    for tenant, weight in (("greedy", 1.0), ("other", 3.0)):
+        for _ in range(9):
+            fair_share.enter(tenant, weight)
+    for _ in range(2):  # its share: 8 * 1 / 4
+        fair_share.admit("greedy", 1, 1)
+    fair_share.admit("other", 1, 1000)
+    assert fair_share.choose(5, {"greedy": 1, "other": 1}) == "other", "though it was served more"
+    for _ in range(5):
+        fair_share.admit("other", 1, 1000)
+    assert fair_share.choose(1, {"greedy": 1, "other": 1}) == "greedy", "all have their share: no slot stays idle"
+    assert fair_share.choose(1, {"greedy": 1}) == "greedy", "nobody else waits"
+
+
+def test_the_reserve_is_kept_for_tenants_below_their_share():
+    fair_share = FairShare(num_slots=16, num_reserved_slots=2)
+    for _ in range(20):
+        fair_share.enter("alone", 1.0)
+    for _ in range(14):
+        assert fair_share.choose(16 - fair_share._accounts["alone"].num_slots, {"alone": 1}) == "alone"
+        fair_share.admit("alone", 1, 1)
+    assert fair_share.choose(2, {"alone": 1}) is None
+    fair_share.enter("newcomer", 1.0)
+    assert fair_share.choose(2, {"alone": 1, "newcomer": 1}) == "newcomer"
+
+
+def test_a_request_of_many_slots_is_not_overtaken_for_ever():
+    fair_share = FairShare(num_slots=8)
+    fair_share.enter("beams", 1.0)
+    fair_share.enter("rows", 1.0)
+    fair_share.admit("rows", 1, 100)
+    fair_share.enter("rows", 1.0)
+    assert fair_share.choose(3, {"beams": 5, "rows": 1}) is None, "slots gather for who was served least"
+    assert fair_share.choose(5, {"beams": 5, "rows": 1}) == "beams"
+
+
+def test_a_flood_of_one_tenant_does_not_keep_another_waiting():
+    engine = make_engine(MODEL, 4)
+    for _ in range(40):
+        engine.add_request(replace(ask((1, 2), max_new_tokens=6, min_new_tokens=6), tenant="flood"))
+    for _ in range(3):
+        engine.step()
+    quiet = replace(ask((3,), max_new_tokens=2, min_new_tokens=2), tenant="quiet")
+    engine.add_request(quiet)
+    num_steps = 0
+    while quiet.request_id not in {output.request_id for output in engine.step()}:
+        num_steps += 1
+    assert num_steps <= 4, "it gets the first slot that is given back"
+    while engine.has_work:
+        engine.step()
+    assert engine.num_free_slots == 4
+
+
+def test_the_account_of_a_tenant_without_work_is_dropped():
+    engine = make_engine(MODEL, 2)
+    for i in range(5):
+        engine.add_request(replace(ask((1,), max_new_tokens=2), tenant=f"tenant-{i}"))
+    engine.add_request(last := replace(ask((1,), max_new_tokens=2), tenant="tenant-9"))
+    engine.abort(last.request_id)
+    while engine.has_work:
+        engine.step()
+    assert engine._scheduler._fair_share._accounts == {}
