@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+# A long row makes the short ones of its span pay for its length. Up to this many positions a row that costs less than a
+# further span, whose few small operations take about as long as one row's attention over a hundred positions.
+MAX_PADDING = 64
 
 # N new tokens of the step, B rows of a span, T new tokens of each of them, S cache positions, H heads, D head_dim
 
@@ -29,11 +34,11 @@ class Span:
     first_slot: int
     num_rows: int
     num_tokens: int
-    mask: Tensor  # [B, 1, T, S], 0 where a token may look and -inf where not
+    is_later: Tensor  # [B, 1, T, S], True where a token may not look
 
     @property
     def num_positions(self) -> int:
-        return self.mask.shape[3]
+        return self.is_later.shape[3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,34 +48,39 @@ class AttentionPlan:
     spans: tuple[Span, ...]
 
 
-def plan_attention(rows: list[NewTokens], dtype: torch.dtype, device: torch.device) -> AttentionPlan:
+def plan_attention(rows: list[NewTokens], device: torch.device) -> AttentionPlan:
     """Plan a step whose rows come in this order. Rows of one token on neighbouring slots share a span."""
     slots = [row.slot for row in rows for _ in range(row.num_tokens)]
     positions = [row.start + t for row in rows for t in range(row.num_tokens)]
     spans: list[Span] = []
-    first_row = first_token = 0
-    while first_row < len(rows):
-        end = first_row + 1
-        while end < len(rows) and _share_a_span(rows[end - 1], rows[end]):
-            end += 1
-        span_rows = rows[first_row:end]
-        mask = _causal_mask(span_rows, dtype, device)
-        spans.append(Span(first_token, span_rows[0].slot, len(span_rows), span_rows[0].num_tokens, mask))
+    first_token = 0
+    for span_rows in _group(rows):
+        is_later = _later_positions(span_rows, device)
+        spans.append(Span(first_token, span_rows[0].slot, len(span_rows), span_rows[0].num_tokens, is_later))
         first_token += sum(row.num_tokens for row in span_rows)
-        first_row = end
     return AttentionPlan(torch.tensor(slots, device=device), torch.tensor(positions, device=device), tuple(spans))
 
 
-def _share_a_span(row: NewTokens, following: NewTokens) -> bool:
-    return row.num_tokens == following.num_tokens == 1 and following.slot == row.slot + 1
+def _group(rows: list[NewTokens]) -> list[list[NewTokens]]:
+    """Cut the rows into spans: as long as they are neighbours, and padding to the longest costs less than a cut."""
+    groups = [[rows[0]]]
+    for row in rows[1:]:
+        group = groups[-1]
+        is_neighbour = row.num_tokens == group[-1].num_tokens == 1 and row.slot == group[-1].slot + 1
+        starts = [other.start for other in (*group, row)]
+        padding = max(starts) * len(starts) - sum(starts)
+        if is_neighbour and padding <= MAX_PADDING * len(starts):
+            group.append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
-def _causal_mask(rows: list[NewTokens], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _later_positions(rows: list[NewTokens], device: torch.device) -> Tensor:
     num_positions = max(row.start + row.num_tokens for row in rows)
     starts = torch.tensor([row.start for row in rows], device=device)
     positions = starts[:, None] + torch.arange(rows[0].num_tokens, device=device)  # [B, T]
-    is_later = torch.arange(num_positions, device=device) > positions[:, None, :, None]  # [B, 1, T, S]
-    return torch.zeros(is_later.shape, dtype=dtype, device=device).masked_fill_(is_later, float("-inf"))
+    return torch.arange(num_positions, device=device) > positions[:, None, :, None]  # [B, 1, T, S]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
@@ -89,8 +99,14 @@ def _attend_span(q: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
     B, T, S = span.num_rows, span.num_tokens, span.num_positions
     H, D = q.shape[1:]
     rows = slice(span.first_slot, span.first_slot + B)
-    q = q[span.first_token : span.first_token + B * T].view(B, T, H, D).permute(0, 2, 3, 1)  # [B, H, D, T]
-    # keys @ q, not q @ keys.T: for one token a row oneDNN does it two to four times faster.
-    scores = torch.matmul(keys[rows, :, :S], q).transpose(2, 3)  # [B, H, T, S]
-    weights = (scores + span.mask).softmax(dim=-1)
-    return torch.matmul(weights, values[rows, :, :S]).transpose(1, 2).reshape(B * T, H * D)
+    keys, values = keys[rows, :, :S], values[rows, :, :S]  # [B, H, S, D]
+    q = q[span.first_token : span.first_token + B * T].view(B, T, H, D).transpose(1, 2)  # [B, H, T, D]
+    if T > 1:
+        attention = F.scaled_dot_product_attention(q, keys, values, attn_mask=~span.is_later, scale=1.0)
+    else:
+        # For one token a row SDPA takes four times as long, and keys @ q half as long as q @ keys.T. The scores are
+        # overwritten, not added to: one that overflows beyond a row's end must not become inf - inf.
+        scores = torch.matmul(keys, q.transpose(2, 3)).transpose(2, 3)  # [B, H, 1, S]
+        weights = scores.masked_fill_(span.is_later, float("-inf")).softmax(dim=-1)
+        attention = torch.matmul(weights, values)  # [B, H, 1, D]
+    return attention.transpose(1, 2).reshape(B * T, H * D)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from batching.sampler import top_tokens
 from batching.types import TokenLogprob
 
 
@@ -40,12 +41,14 @@ class BeamSearch:
     num_generated: int = 0
     is_done: bool = False
 
-    def advance(self, log_probs: Tensor, own_logprobs: Tensor, histories: list[list[TokenLogprob]]) -> list[Branch]:
+    def advance(
+        self, log_probs: Tensor, own_logprobs: Tensor, histories: list[list[TokenLogprob]], num_top: int
+    ) -> list[Branch]:
         """Take one step over the B running hypotheses (1 at first, then `num_beams`), whose tokens are `histories`.
 
         `log_probs` `[B, vocab_size]` float32 after penalties decides; `own_logprobs` `[B, vocab_size]` are the model's
-        own and only reported. Returns the next running hypotheses, best first; once `is_done`, `finished[0]` is the
-        answer.
+        own and only reported, each with its `num_top` likeliest tokens. Returns the next running hypotheses, best
+        first; once `is_done`, `finished[0]` is the answer.
         """
         vocab_size = log_probs.shape[1]
         total = (log_probs + self.scores[:, None].to(log_probs.device)).view(-1)  # [B * V]
@@ -53,8 +56,9 @@ class BeamSearch:
         scores = top.values.cpu()
         indices: list[int] = top.indices.tolist()
         reported = own_logprobs.reshape(-1)[top.indices].tolist()
+        tops = top_tokens(own_logprobs, num_top)
         candidates = [
-            Branch(index // vocab_size, TokenLogprob(index % vocab_size, logprob))
+            Branch(index // vocab_size, TokenLogprob(index % vocab_size, logprob, tops[index // vocab_size]))
             for index, logprob in zip(indices, reported, strict=True)
         ]
 

@@ -4,25 +4,26 @@ All that the server sees of batching. Used from one thread; only `check` may be 
 asyncio, HTTP or text.
 """
 
-import logging
 import secrets
 import time
 
 import torch
 from torch import Tensor
 
-from batching.beams import BeamSearch, Branch
+from batching.beams import BeamSearch
+from batching.branching import branch_rows
+from batching.checks import check_request
+from batching.containment import Failure, run_contained
 from batching.fairness import FairShare
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
-from batching.model_runner import ModelRunner, num_logits
-from batching.sampler import Sampler, SamplingRow, own_logprobs
+from batching.model_runner import ModelRunner, RowLogits
+from batching.sampler import SamplingRow, draw_uniforms, own_logprobs, penalise, sample
 from batching.scheduler import Scheduler
 from batching.sequence import Row, RowStep, Sequence
 from batching.types import (
     Compile,
     Compiled,
-    ContextTooLong,
     FinishReason,
     Request,
     RequestError,
@@ -32,10 +33,11 @@ from batching.types import (
     TokenLogprob,
 )
 
-logger = logging.getLogger(__name__)
-
 # What a step has to say of one request
 Output = StepOutput | Compiled
+
+# Logits [64, 50257] in float32 are 13 MB; a whole prompt's at once would be twenty times as much.
+PROMPT_LOGPROBS_AT_ONCE = 64
 
 
 class Engine:
@@ -60,13 +62,10 @@ class Engine:
         self._runner = ModelRunner(backbone, self.cache)
         num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
         self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
-        self._sampler = Sampler(
-            self.max_num_seqs, self.max_model_len, backbone.vocab_size, backbone.eos_token_id, device
-        )
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []
         self._num_steps = 0
-        self.last_step: StepStats | None = None
+        self.last_step: StepStats | None = None  # of the last step that had rows
 
     @property
     def has_work(self) -> bool:
@@ -86,18 +85,7 @@ class Engine:
 
     def check(self, request: Request | Compile) -> None:
         """Raise `RequestError` if the request can never be served. Pure, so that it may run before queueing."""
-        sequence = Sequence(request)
-        if sequence.num_prompt_tokens == 0:
-            raise RequestError("the prompt has no tokens; feed the end-of-text token in its place")
-        if sequence.num_slots_needed > self.max_num_seqs:
-            raise RequestError(f"num_beams is {sequence.num_slots_needed}; the server has {self.max_num_seqs} slots")
-        max_new_tokens = request.sampling_params.max_new_tokens if isinstance(request, Request) else 0
-        num_tokens = sequence.num_virtual_tokens + sequence.num_prompt_tokens + max_new_tokens
-        if num_tokens > self.max_model_len:
-            raise ContextTooLong(num_tokens, self.max_model_len)
-        token_ids = request.prompt_token_ids if isinstance(request, Request) else request.token_ids or ()
-        if not all(0 <= token_id < self.backbone.vocab_size for token_id in token_ids):
-            raise RequestError(f"a token id is outside the vocabulary of {self.backbone.vocab_size}")
+        check_request(request, self.backbone, self.max_num_seqs, self.max_model_len)
 
     def add_request(self, request: Request | Compile) -> None:
         self.check(request)
@@ -118,105 +106,100 @@ class Engine:
         """Run one forward pass and report what it did for each request that it held."""
         started_at = time.monotonic()
         outputs, self._aborted = self._aborted, []
-        for sequence in self._scheduler.admit():
-            self._prepare(sequence)
+        admitted = self._scheduler.admit()
+        prepared = run_contained(self._prepare, admitted)
+        for sequence, result in zip(admitted, prepared, strict=True):
+            if isinstance(result, Failure):
+                outputs.append(self._fail(sequence, result.reason))
         steps = self._scheduler.schedule()
         if not steps:
             return outputs
         self._num_steps += 1
         for step in steps:
             step.sequence.first_step = step.sequence.first_step or self._num_steps
-        outputs += self._commit(*self._execute(steps))
-        self.last_step = self._stats(steps, time.monotonic() - started_at)
+        num_decode_tokens = sum(step.is_decode for step in steps)  # before the rows have got further
+        outputs += self._commit(steps, run_contained(self._runner.execute, steps))
+        self.last_step = self._stats(steps, num_decode_tokens, time.monotonic() - started_at)
         return outputs
 
-    def _prepare(self, sequence: Sequence) -> None:
-        """Fill an admitted sequence's first slot. From here on the engine does not know that tasks exist."""
-        sequence.admitted_at = time.monotonic()
-        request = sequence.request
-        if isinstance(request, Compile):
-            return
-        params = request.sampling_params
-        slot = sequence.slots[0]
-        if request.prefix is not None:
-            self.cache.write_prefix(slot, request.prefix.past_key_values)
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        self._sampler.admit(slot, params, request.prompt_token_ids, seed)
-        if params.num_beams > 1:
-            sequence.beams = BeamSearch(
-                num_beams=params.num_beams,
-                length_penalty=params.length_penalty,
-                early_stopping=params.early_stopping,
-                max_new_tokens=params.max_new_tokens,
-                eos_token_id=self.backbone.eos_token_id,
-            )
+    def _prepare(self, admitted: list[Sequence]) -> list[None]:
+        """Fill the first slot of each. From here on the engine does not know that tasks exist."""
+        for sequence in admitted:
+            sequence.admitted_at = time.monotonic()
+            request = sequence.request
+            if isinstance(request, Compile):
+                continue
+            params = request.sampling_params
+            if request.prefix is not None:
+                self.cache.write_prefix(sequence.slots[0], request.prefix.past_key_values)
+            if params.temperature > 0:
+                seed = secrets.randbits(64) if params.seed is None else params.seed
+                sequence.uniforms = draw_uniforms(seed, params.choice, params.max_new_tokens).tolist()
+            if params.num_beams > 1:
+                sequence.beams = BeamSearch(
+                    num_beams=params.num_beams,
+                    length_penalty=params.length_penalty,
+                    early_stopping=params.early_stopping,
+                    max_new_tokens=params.max_new_tokens,
+                    eos_token_id=self.backbone.eos_token_id,
+                )
+        return [None] * len(admitted)
 
-    def _execute(self, steps: list[RowStep]) -> tuple[list[RowStep], Tensor, list[tuple[RowStep, str]]]:
-        """Run the rows; if that raises, run them in halves, so that only the culprit fails.
-
-        Returns the rows that ran, their logits `[M, V]`, and those that failed with the reason. Rows can be run again
-        at will: a pass rewrites the same entries.
-        """
-        try:
-            return steps, self._runner.execute(steps), []
-        except Exception as error:
-            if len(steps) == 1:
-                logger.exception("the forward pass failed for request %s", steps[0].sequence.request.request_id)
-                no_logits = torch.empty((0, self.backbone.vocab_size), device=self.backbone.device)
-                return [], no_logits, [(steps[0], f"{type(error).__name__}: {error}")]
-            middle = len(steps) // 2
-            first, second = self._execute(steps[:middle]), self._execute(steps[middle:])
-            return first[0] + second[0], torch.cat((first[1], second[1])), first[2] + second[2]
-
-    def _commit(self, steps: list[RowStep], logits: Tensor, failures: list[tuple[RowStep, str]]) -> list[Output]:
+    def _commit(self, steps: list[RowStep], results: list[RowLogits | Failure]) -> list[Output]:
         """Advance every row by what was computed, and choose the next token of those that have read all they know."""
         outputs: list[Output] = []
-        for step, reason in failures:
-            if step.sequence.request.request_id in self._sequences:  # else another of its beams has failed too
-                outputs.append(self._end(step.sequence, FinishReason.ERROR, reason))
-        are_finite = logits.sum(dim=-1).isfinite().tolist()  # a sum is finite only if all that it adds up is
-        completed: dict[Row, int] = {}  # where the row's last logits are
-        end = 0
-        for step in steps:
-            start, end = end, end + num_logits(step)
+        completed: dict[Row, RowLogits] = {}
+        for step, result in zip(steps, results, strict=True):
             sequence = step.sequence
             if sequence.request.request_id not in self._sequences:
-                continue
-            if not all(are_finite[start:end]):
-                sequence.is_poisoned = True
-                outputs.append(self._end(sequence, FinishReason.ERROR, "the model's logits are not finite numbers"))
-                continue
-            completes_row = step.completes_row
-            self._read_prompt_logprobs(step, logits[start:end])
-            step.row.num_cached += step.num_new_tokens
-            if completes_row and isinstance(sequence.request, Compile):
-                outputs.append(self._answer_compile(sequence))
-            elif completes_row:
-                completed[step.row] = end - 1
-        return outputs + self._choose_tokens(steps, logits, completed)
-
-    def _choose_tokens(self, steps: list[RowStep], logits: Tensor, completed: dict[Row, int]) -> list[Output]:
-        outputs: list[Output] = []
-        sampling: list[Sequence] = []
-        for sequence in dict.fromkeys(step.sequence for step in steps):
-            if sequence.request.request_id not in self._sequences or sequence.rows[0] not in completed:
-                continue
-            if sequence.beams is None:
-                sampling.append(sequence)
+                continue  # another of its beams has just failed
+            if isinstance(result, Failure):
+                outputs.append(self._fail(sequence, result.reason))
+            elif not result.is_finite:
+                outputs.append(self._fail(sequence, "the model's logits are not finite numbers"))
             else:
-                own = [completed[row] for row in sequence.rows]
-                outputs += self._search(sequence, sequence.beams, logits[own])
-        if sampling:
-            own = [completed[sequence.rows[0]] for sequence in sampling]
-            outputs += self._sample(sampling, logits if len(own) == len(logits) else logits[own])
+                completes_row = step.completes_row
+                self._read_prompt_logprobs(step, result)
+                step.row.num_cached += step.num_new_tokens
+                if completes_row and isinstance(sequence.request, Compile):
+                    outputs.append(self._answer_compile(sequence))
+                elif completes_row:
+                    completed[step.row] = result
+        return outputs + self._choose_tokens(steps, completed)
+
+    def _choose_tokens(self, steps: list[RowStep], completed: dict[Row, RowLogits]) -> list[Output]:
+        """The next token of every completed row: of all that sample in one call, of each beam search by itself."""
+        sequences = [
+            sequence
+            for sequence in dict.fromkeys(step.sequence for step in steps)
+            if sequence.request.request_id in self._sequences and sequence.rows[0] in completed
+        ]
+        sampling = [sequence for sequence in sequences if sequence.beams is None]
+        searching = [sequence for sequence in sequences if sequence.beams is not None]
+
+        def sample_all(sequences: list[Sequence]) -> list[StepOutput]:
+            return self._sample(sequences, _last_logits([completed[sequence.rows[0]] for sequence in sequences]))
+
+        def search_all(sequences: list[Sequence]) -> list[list[StepOutput]]:
+            return [
+                self._search(sequence, _last_logits([completed[row] for row in sequence.rows]))
+                for sequence in sequences
+            ]
+
+        outputs: list[Output] = []
+        sampled = run_contained(sample_all, sampling)
+        for sequence, output in zip(sampling, sampled, strict=True):
+            outputs.append(self._fail(sequence, output.reason) if isinstance(output, Failure) else output)
+        for sequence in searching:  # one by one: a search that has taken its step cannot be run again
+            (result,) = run_contained(search_all, [sequence])
+            outputs += [self._fail(sequence, result.reason)] if isinstance(result, Failure) else result
         return outputs
 
     def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[StepOutput]:
         """Choose the next token of each sequence from its logits `[B, V]`."""
         rows = [_sampling_row(sequence, sequence.rows[0]) for sequence in sequences]
-        token_ids = self._sampler.sample(logits, rows)
-        num_top = [row.params.logprobs for row in rows]
-        tokens = own_logprobs(logits, token_ids, num_top)
+        token_ids = sample(logits, rows, self.backbone.eos_token_id)
+        tokens = own_logprobs(logits, token_ids, [row.params.logprobs for row in rows])
         outputs = []
         for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
             output_token_ids = sequence.rows[0].output_token_ids
@@ -230,60 +213,36 @@ class Engine:
             outputs.append(self._report(sequence, (token_id,), () if token is None else (token,), reason))
         return outputs
 
-    def _search(self, sequence: Sequence, beams: BeamSearch, logits: Tensor) -> list[StepOutput]:
-        """Take one step of a beam search over its rows' logits `[B, V]`."""
-        log_probs = logits.log_softmax(dim=-1)
+    def _search(self, sequence: Sequence, logits: Tensor) -> list[StepOutput]:
+        """Take one step of a beam search over its rows' logits `[B, V]`; there is something to report at its end."""
+        beams = sequence.beams
+        assert beams is not None
+        own = logits.log_softmax(dim=-1)
         rows = [_sampling_row(sequence, row) for row in sequence.rows]
-        branches = beams.advance(
-            self._sampler.penalise(log_probs, rows), log_probs, [row.logprobs for row in sequence.rows]
-        )
+        log_probs = penalise(own, rows, self.backbone.eos_token_id)
+        num_logprobs = _params(sequence).logprobs
+        branches = beams.advance(log_probs, own, [row.logprobs for row in sequence.rows], num_logprobs or 0)
         self._scheduler.charge(sequence, len(rows))
         if not beams.is_done:
-            self._branch(sequence, branches)
+            branch_rows(sequence, branches, self.cache)
             return []
         tokens = beams.finished[0].tokens
         token_ids = tuple(token.token_id for token in tokens)
         has_stopped = token_ids[-1] == self.backbone.eos_token_id
-        logprobs = () if _params(sequence).logprobs is None else tokens
-        return [self._report(sequence, token_ids, logprobs, FinishReason.STOP if has_stopped else FinishReason.LENGTH)]
+        reason = FinishReason.STOP if has_stopped else FinishReason.LENGTH
+        return [self._report(sequence, token_ids, () if num_logprobs is None else tokens, reason)]
 
-    def _branch(self, sequence: Sequence, branches: list[Branch]) -> None:
-        """Give each running hypothesis a slot that holds what its parent's held; a first child stays where it is."""
-        parents = [sequence.rows[branch.parent] for branch in branches]
-        staying: dict[int, Row] = {}
-        for i, parent in enumerate(parents):
-            if parent not in staying.values():
-                staying[i] = parent
-        taken = {row.slot for row in staying.values()}
-        free_slots = [slot for slot in sequence.slots if slot not in taken]
-        slots = [staying[i].slot if i in staying else free_slots.pop() for i in range(len(branches))]
-
-        moved = [i for i in range(len(branches)) if i not in staying]
-        if moved:
-            sources, targets = [parents[i].slot for i in moved], [slots[i] for i in moved]
-            self.cache.copy(sources, targets, parents[0].num_cached)
-            self._sampler.copy(sources, targets)
-        self._sampler.mark_seen(slots, [branch.token.token_id for branch in branches])
-        sequence.rows = [
-            Row(
-                slot,
-                parent.num_cached,
-                [*parent.output_token_ids, branch.token.token_id],
-                [*parent.logprobs, branch.token],
-            )
-            for slot, parent, branch in zip(slots, parents, branches, strict=True)
-        ]
-
-    def _read_prompt_logprobs(self, step: RowStep, logits: Tensor) -> None:
+    def _read_prompt_logprobs(self, step: RowStep, result: RowLogits) -> None:
         """Keep the log-probability of each prompt token that the step's logits foretell."""
         request = step.sequence.request
-        if not (isinstance(request, Request) and request.sampling_params.prompt_logprobs):
+        if not (isinstance(request, Request) and request.sampling_params.prompt_logprobs) or step.is_decode:
             return
         num_read = step.row.num_cached - step.sequence.num_virtual_tokens
         foretold = list(request.prompt_token_ids[num_read + 1 : num_read + 1 + step.num_new_tokens])
-        if foretold:
-            num_top = request.sampling_params.logprobs or 0
-            tokens = own_logprobs(logits[: len(foretold)], foretold, [num_top] * len(foretold))
+        num_top: int | None = request.sampling_params.logprobs or 0
+        for start in range(0, len(foretold), PROMPT_LOGPROBS_AT_ONCE):
+            piece = foretold[start : start + PROMPT_LOGPROBS_AT_ONCE]
+            tokens = own_logprobs(result.own[start : start + len(piece)], piece, [num_top] * len(piece))
             step.sequence.prompt_logprobs += [token for token in tokens if token is not None]
 
     def _answer_compile(self, sequence: Sequence) -> Compiled:
@@ -312,6 +271,12 @@ class Engine:
             admitted_at=sequence.admitted_at,
         )
 
+    def _fail(self, sequence: Sequence, reason: str) -> Output:
+        """End a sequence with an error, and leave nothing of it in its slots: they may hold non-finite numbers."""
+        for slot in sequence.slots:
+            self.cache.clear(slot)
+        return self._end(sequence, FinishReason.ERROR, reason)
+
     def _end(self, sequence: Sequence, reason: FinishReason, error: str) -> Output:
         """End a sequence that has no more tokens to say: it failed, or nobody waits for it."""
         self._forget(sequence)
@@ -327,14 +292,10 @@ class Engine:
         )
 
     def _forget(self, sequence: Sequence) -> None:
-        if sequence.is_poisoned:
-            for slot in sequence.slots:
-                self.cache.clear(slot)
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request.request_id]
 
-    def _stats(self, steps: list[RowStep], seconds: float) -> StepStats:
-        num_decode_tokens = sum(step.is_decode for step in steps)
+    def _stats(self, steps: list[RowStep], num_decode_tokens: int, seconds: float) -> StepStats:
         return StepStats(
             step=self._num_steps,
             num_rows=len(steps),
@@ -353,7 +314,22 @@ def _params(sequence: Sequence) -> SamplingParams:
 
 
 def _sampling_row(sequence: Sequence, row: Row) -> SamplingRow:
-    return SamplingRow(row.slot, _params(sequence), len(row.output_token_ids))
+    request = sequence.request
+    assert isinstance(request, Request)
+    num_output_tokens = len(row.output_token_ids)
+    uniform = sequence.uniforms[num_output_tokens] if sequence.uniforms else 0.0
+    has_penalty = request.sampling_params.repetition_penalty != 1.0
+    seen = (*request.prompt_token_ids, *row.output_token_ids) if has_penalty else ()
+    return SamplingRow(request.sampling_params, num_output_tokens, uniform, seen)
+
+
+def _last_logits(results: list[RowLogits]) -> Tensor:
+    """Each row's logits after its last token, `[B, V]`; no copy in the common step, whose rows have nothing else."""
+    batch = results[0].batch
+    if any(result.batch is not batch for result in results):
+        return torch.stack([result.own[-1] for result in results])
+    last = [result.end - 1 for result in results]
+    return batch if last == list(range(len(batch))) else batch[last]
 
 
 def _prefix_revision(sequence: Sequence) -> str | None:

@@ -22,8 +22,9 @@ class Account:
 
 
 class FairShare:
-    """Accounts of the tenants that have work. One that has none is forgotten, and lifted when it returns, so that
-    neither idling nor a burst long ago counts.
+    """Accounts of the tenants that have work. One that returns is lifted to the least of them: idling saves nothing up.
+
+    What a tenant owes it still owes when it returns, until the others have caught up with it or nobody has work.
     """
 
     def __init__(self, num_slots: int, num_reserved_slots: int = 0) -> None:
@@ -31,13 +32,14 @@ class FairShare:
         self._num_slots = num_slots
         self._num_reserved_slots = num_reserved_slots
         self._accounts: dict[str, Account] = {}
+        self._owed: dict[str, float] = {}  # by tenants without work: what they were served, where it is above the least
 
     def enter(self, tenant: str, weight: float) -> None:
         """A request of the tenant's begins to wait."""
         account = self._accounts.get(tenant)
         if account is None:
-            least = min((other.served for other in self._accounts.values()), default=0.0)
-            account = self._accounts[tenant] = Account(weight, served=least)
+            served = max(self._least_served, self._owed.pop(tenant, 0.0))
+            account = self._accounts[tenant] = Account(weight, served)
         account.weight = weight
         account.num_waiting += 1
 
@@ -86,7 +88,14 @@ class FairShare:
         share = math.ceil(self._num_slots * account.weight / total)
         return account.num_slots == 0 or account.num_slots + num_slots <= share
 
+    @property
+    def _least_served(self) -> float:
+        return min((account.served for account in self._accounts.values()), default=0.0)
+
     def _forget_if_idle(self, tenant: str) -> None:
         account = self._accounts[tenant]
         if account.num_slots == account.num_waiting == 0:
             del self._accounts[tenant]
+            self._owed[tenant] = account.served
+            least = self._least_served
+            self._owed = {name: served for name, served in self._owed.items() if self._accounts and served > least}

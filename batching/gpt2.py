@@ -91,12 +91,11 @@ class Backbone:
             key: value.detach().to(device=resolve_device(device), dtype=DTYPES[dtype])
             for key, value in model.state_dict().items()
         }
-        eos_token_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
         return cls(
             name=name,
             shape=BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions),
             fingerprint=fingerprint(model),
-            eos_token_id=eos_token_id,
+            eos_token_id=config.eos_token_id,
             token_embeddings=weights["transformer.wte.weight"],
             position_embeddings=weights["transformer.wpe.weight"],
             blocks=tuple(_make_block(weights, config, i) for i in range(config.n_layer)),
@@ -178,8 +177,8 @@ def _check_config(config: GPT2Config) -> None:
         raise BackboneError(f"activation {config.activation_function!r} is none of {', '.join(ACTIVATIONS)}")
     if config.add_cross_attention:
         raise BackboneError("the checkpoint has cross-attention; a plain GPT-2 was expected")
-    if config.eos_token_id is None:
-        raise BackboneError("the checkpoint names no eos_token_id")
+    if not isinstance(config.eos_token_id, int):
+        raise BackboneError(f"the checkpoint's eos_token_id is {config.eos_token_id!r}; expected one token id")
 
 
 def _make_norm(weights: dict[str, Tensor], name: str, config: GPT2Config) -> LayerNorm:

@@ -5,6 +5,7 @@ Knows slots and positions. Knows nothing of tasks, tokens or who owns a slot.
 
 import heapq
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,11 +20,7 @@ def choose_num_slots(
 ) -> int:
     """`wanted`, or as many as fit in half of the free memory, at most 64. Raises `MemoryError` if they cannot fit."""
     num_bytes_per_slot = 2 * shape.n_layer * max_model_len * shape.n_embd * dtype.itemsize
-    num_free_bytes = (
-        torch.cuda.mem_get_info(device)[0]
-        if device.type == "cuda"
-        else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
+    num_free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_bytes()
     if wanted is None:
         wanted = max(1, min(MAX_DEFAULT_NUM_SLOTS, num_free_bytes // 2 // num_bytes_per_slot))
     if wanted * num_bytes_per_slot > num_free_bytes:
@@ -32,6 +29,19 @@ def choose_num_slots(
             f"{num_free_bytes / 2**20:,.0f} are free. Lower --max-num-seqs or --max-model-len"
         )
     return int(wanted)
+
+
+def _free_host_bytes() -> int:
+    """What this process may still take: the host's available memory, or less in a container with a limit (cgroup 2)."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # no Linux: all of the memory is the best guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    sizes = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    available = int(sizes["MemAvailable"].split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        available = min(available, int(most) - int(used.read_text()))
+    return available
 
 
 class KVCache:
@@ -80,7 +90,7 @@ class KVCache:
         entries = torch.stack((self.keys[:, slot, :, :num_tokens], self.values[:, slot, :, :num_tokens]), dim=1)
         return entries.transpose(2, 3).contiguous().cpu()
 
-    def copy(self, sources: list[int], targets: list[int], num_tokens: int) -> None:
-        """Make slot `targets[i]` hold what `sources[i]` held, for all i at once; the lists may overlap."""
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Let the first `num_tokens` entries of slot `target` be those of `source`."""
         for cache in (self.keys, self.values):
-            cache[:, targets, :, :num_tokens] = cache[:, sources, :, :num_tokens]
+            cache[:, target, :, :num_tokens] = cache[:, source, :, :num_tokens]

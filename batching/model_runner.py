@@ -3,6 +3,8 @@
 Knows rows, token ids and logits. Knows nothing of requests that wait, of sampling or of finish rules.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,29 +14,56 @@ from batching.kv_cache import KVCache
 from batching.sequence import RowStep
 from batching.types import Compile
 
+# N new tokens of the step, R rows, M positions whose logits are wanted, C n_embd, V vocab_size
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowLogits:
+    """One row's part of a step: `batch[start:end]` of the logits `[M, V]` that it shares with its mates.
+
+    `is_finite`: whether all that the step computed for the row was. If so, so is what it wrote into its slot.
+    """
+
+    batch: Tensor
+    start: int
+    end: int
+    is_finite: bool
+
+    @property
+    def own(self) -> Tensor:
+        return self.batch[self.start : self.end]
+
 
 class ModelRunner:
     def __init__(self, backbone: Backbone, cache: KVCache) -> None:
         self._backbone = backbone
         self._cache = cache
 
-    def execute(self, steps: list[RowStep]) -> Tensor:
-        """One forward pass. Returns logits `[M, vocab_size]` in float32, `num_logits` of each row, in the rows' order.
+    def execute(self, steps: list[RowStep]) -> list[RowLogits]:
+        """One forward pass; for each row the float32 logits of its last `num_logits` new tokens.
 
         Running the same rows again is harmless: the same entries are written at the same places.
         """
         device = self._backbone.device
         new_tokens = [NewTokens(step.row.slot, step.row.num_cached, step.num_new_tokens) for step in steps]
-        plan = plan_attention(new_tokens, self._backbone.dtype, device)
+        plan = plan_attention(new_tokens, device)
         hidden_states = self._backbone.forward(self._embed(steps), plan, self._cache)  # [N, C]
+
+        ends: list[int] = []
         wanted: list[int] = []
-        end = 0
+        ranges: list[tuple[int, int]] = []
         for step in steps:
-            end += step.num_new_tokens
-            wanted.extend(range(end - num_logits(step), end))
-        if len(wanted) < end:
-            hidden_states = hidden_states[torch.tensor(wanted, dtype=torch.int64, device=device)]  # [M, C]
-        return self._backbone.logits(hidden_states)
+            ends.append(step.num_new_tokens + (ends[-1] if ends else 0))
+            ranges.append((len(wanted), len(wanted) + num_logits(step)))
+            wanted.extend(range(ends[-1] - num_logits(step), ends[-1]))
+        logits = self._backbone.logits(_rows_of(hidden_states, wanted))  # [M, V]
+        # What is not finite in a row reaches its last token; a sum is finite only if all its parts are.
+        sums = torch.cat((_rows_of(hidden_states, [end - 1 for end in ends]).float().sum(dim=-1), logits.sum(dim=-1)))
+        are_finite: list[bool] = sums.isfinite().tolist()
+        return [
+            RowLogits(logits, start, end, are_finite[i] and all(are_finite[len(steps) + start : len(steps) + end]))
+            for i, (start, end) in enumerate(ranges)
+        ]
 
     def _embed(self, steps: list[RowStep]) -> Tensor:
         """`[N, C]`: token embeddings, but a compiled prompt's own where it brings them."""
@@ -52,6 +81,11 @@ class ModelRunner:
         for start, embeddings in own:
             x[start : start + len(embeddings)] = embeddings
         return x
+
+
+def _rows_of(x: Tensor, indices: list[int]) -> Tensor:
+    """`x[indices]`, without a copy where that is all of it."""
+    return x if len(indices) == len(x) else x[torch.tensor(indices, dtype=torch.int64, device=x.device)]
 
 
 def num_logits(step: RowStep) -> int:

@@ -1,7 +1,7 @@
 """Chooses every row's next token from its logits, all rows in one call.
 
-A row's choice is a function of its own logits, parameters, seed and token index alone. Knows slots and sampling
-parameters. Knows nothing of the forward pass, beams or finish rules.
+A row's choice is a function of its own logits, parameters, seed and tokens alone: nothing is kept from one call to the
+next. Knows nothing of slots, the forward pass, beams or finish rules.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -15,127 +15,102 @@ from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
 
-# top-k is at most MAX_TOP_K, and top-p looks no further unless a row's mass is spread wider: the 256 largest of
-# 32 x 50,257 logits cost 5 ms on one core, a full sort 114.
+# As far as float32 carries: above, a division overflows; below, it rounds everything to nothing.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+# A uniform of exactly 0 would find a first token of no mass.
+MIN_UNIFORM = 2.0**-60
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingRow:
-    """One row that wants a token: its slot, what it asked for, and how many tokens it has said."""
+    """One row that wants a token: what it asked for, and how many tokens it has said.
 
-    slot: int
+    `uniform`: its random number for this token. `seen_token_ids`: prompt and output, for the repetition penalty.
+    """
+
     params: SamplingParams
     num_output_tokens: int
+    uniform: float = 0.0
+    seen_token_ids: SequenceOf[int] = ()
 
 
-class Sampler:
-    """Keeps, by slot, the row's uniform numbers and the tokens it has seen (for the repetition penalty)."""
-
-    def __init__(
-        self, num_slots: int, max_model_len: int, vocab_size: int, eos_token_id: int, device: torch.device
-    ) -> None:
-        self._eos_token_id = eos_token_id
-        self._device = device
-        self._uniforms = torch.zeros((num_slots, max_model_len), device=device)
-        self._seen = torch.zeros((num_slots, vocab_size), dtype=torch.bool, device=device)
-
-    def admit(self, slot: int, params: SamplingParams, prompt_token_ids: SequenceOf[int], seed: int) -> None:
-        """Prepare a slot for its new owner; nothing of the former one remains."""
-        if params.temperature > 0:
-            self._uniforms[slot, : params.max_new_tokens] = torch.from_numpy(
-                draw_uniforms(seed, params.choice, params.max_new_tokens)
-            )
-        if params.repetition_penalty != 1.0:
-            self._seen[slot] = False
-            self._seen[slot, torch.tensor(prompt_token_ids, device=self._device)] = True
-
-    def copy(self, sources: list[int], targets: list[int]) -> None:
-        """Let slots `targets` have seen what `sources` saw."""
-        self._seen[targets] = self._seen[sources]
-
-    def mark_seen(self, slots: list[int], token_ids: list[int]) -> None:
-        self._seen[slots, token_ids] = True
-
-    def sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[int]:
-        """`[B, V]` finite float32 logits -> B token ids."""
-        scores = self.penalise(logits, rows)
-        token_ids = scores.argmax(dim=-1)
-        sampling = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-        if sampling:
-            chosen = torch.tensor(sampling, device=self._device)
-            token_ids[chosen] = self._draw(scores[chosen], [rows[i] for i in sampling])
-        result: list[int] = token_ids.tolist()
-        penalised = [i for i, row in enumerate(rows) if row.params.repetition_penalty != 1.0]
-        if penalised:
-            self.mark_seen([rows[i].slot for i in penalised], [result[i] for i in penalised])
-        return result
-
-    def penalise(self, logits: Tensor, rows: list[SamplingRow]) -> Tensor:
-        """Apply repetition penalties (Keskar et al. 2019, as transformers does) and `min_new_tokens`; `[B, V]`."""
-        scores = logits
-        penalised = [i for i, row in enumerate(rows) if row.params.repetition_penalty != 1.0]
-        if penalised:
-            scores = scores.clone()
-            chosen = torch.tensor(penalised, device=self._device)
-            penalties = self._column([rows[i].params.repetition_penalty for i in penalised])  # [B, 1]
-            seen = self._seen[[rows[i].slot for i in penalised]]
-            own = scores[chosen]
-            scores[chosen] = torch.where(seen, torch.where(own < 0, own * penalties, own / penalties), own)
-        too_short = [i for i, row in enumerate(rows) if row.num_output_tokens < row.params.min_new_tokens]
-        if too_short:
-            scores = scores.clone() if scores is logits else scores
-            scores[too_short, self._eos_token_id] = float("-inf")
-        return scores
-
-    def _draw(self, scores: Tensor, rows: list[SamplingRow]) -> Tensor:
-        """Sample B rows `[B, V]`: those that keep the whole vocabulary take another way than those that truncate it."""
-        scores = scores / self._column([row.params.temperature for row in rows])
-        uniforms = self._uniforms[[row.slot for row in rows], [row.num_output_tokens for row in rows]][
-            :, None
-        ]  # [B, 1]
-        token_ids = torch.empty(len(rows), dtype=torch.int64, device=self._device)
-        truncating = [i for i, row in enumerate(rows) if row.params.top_k or row.params.top_p < 1.0]
-        plain = [i for i in range(len(rows)) if i not in set(truncating)]
-        if plain:
-            token_ids[plain] = _invert_cdf(scores[plain].softmax(dim=-1), uniforms[plain])
-        if truncating:
-            token_ids[truncating] = self._draw_truncated(
-                scores[truncating], [rows[i] for i in truncating], uniforms[truncating]
-            )
-        return token_ids
-
-    def _draw_truncated(self, scores: Tensor, rows: list[SamplingRow], uniforms: Tensor) -> Tensor:
-        num_candidates = min(MAX_TOP_K, scores.shape[1])
-        top_scores, top_ids = scores.topk(num_candidates, dim=-1)  # [B, K], best first
-        token_ids = torch.empty(len(rows), dtype=torch.int64, device=self._device)
-
-        top_ks = self._column([row.params.top_k or num_candidates for row in rows])
-        ranks = torch.arange(num_candidates, device=self._device)
-        kept_scores = top_scores.masked_fill(ranks >= top_ks, float("-inf"))
-        # Without top-k the mass is that of the whole vocabulary; with it, that of the k kept (transformers' order).
-        has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=self._device)
-        log_mass = torch.where(has_top_k, kept_scores.logsumexp(dim=-1), scores.logsumexp(dim=-1))
-        probs = (kept_scores - log_mass[:, None]).exp()  # [B, K]
-        top_ps = self._column([row.params.top_p for row in rows])
-        picks = _invert_cdf(_nucleus(probs, top_ps), uniforms)
-        token_ids.copy_(top_ids.gather(1, picks[:, None])[:, 0])
-
-        spread = ~has_top_k & (probs.sum(dim=-1) < top_ps[:, 0])
-        for i in spread.nonzero()[:, 0].tolist():  # the nucleus is wider than the candidates: the exact, slow way
-            sorted_scores, sorted_ids = scores[i].sort(descending=True)
-            pick = _invert_cdf(_nucleus(sorted_scores.softmax(dim=-1)[None], top_ps[i : i + 1]), uniforms[i : i + 1])
-            token_ids[i] = sorted_ids[pick[0]]
-        return token_ids
-
-    def _column(self, numbers: list[float]) -> Tensor:
-        """B numbers as `[B, 1]` float32."""
-        return torch.tensor(numbers, dtype=torch.float32, device=self._device)[:, None]
-
-
-def draw_uniforms(seed: int, choice: int, num_tokens: int) -> np.ndarray:
-    """The row's random stream, `[num_tokens]` float32 in [0, 1]: a function of seed, choice and token index alone."""
+def draw_uniforms(seed: int, choice: int, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    """A row's random stream, `[num_tokens]` in [0, 1): a function of seed, choice and token index alone."""
     key = np.array([seed, choice], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key)).random(num_tokens).astype(np.float32)
+    return np.random.Generator(np.random.Philox(key=key)).random(num_tokens)
+
+
+def sample(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> list[int]:
+    """`[B, V]` finite float32 logits -> B token ids. Greedy rows take the largest, the others draw."""
+    scores = penalise(logits, rows, eos_token_id)
+    token_ids = scores.argmax(dim=-1)
+    drawing = [i for i, row in enumerate(rows) if row.params.temperature > 0]
+    if drawing:
+        token_ids[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
+    result: list[int] = token_ids.tolist()
+    return result
+
+
+def penalise(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> Tensor:
+    """Apply repetition penalties (Keskar et al. 2019, as transformers does) and `min_new_tokens`; `[B, V]`."""
+    penalised = [i for i, row in enumerate(rows) if row.params.repetition_penalty != 1.0]
+    too_short = [i for i, row in enumerate(rows) if row.num_output_tokens < row.params.min_new_tokens]
+    if not penalised and not too_short:
+        return logits
+    scores = logits.clone()
+    if penalised:
+        penalties = _column([rows[i].params.repetition_penalty for i in penalised], logits.device)  # [B, 1]
+        seen = _padded([rows[i].seen_token_ids for i in penalised], logits.device)  # [B, L]
+        own = logits[penalised]
+        seen_scores = own.gather(1, seen)
+        own.scatter_(1, seen, torch.where(seen_scores < 0, seen_scores * penalties, seen_scores / penalties))
+        scores[penalised] = own
+    if too_short:
+        scores[too_short, eos_token_id] = float("-inf")
+    return scores
+
+
+def _draw(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Sample B rows `[B, V]`: those that keep the whole vocabulary take another way than those that truncate it."""
+    temperatures = [min(max(row.params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) for row in rows]
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / _column(temperatures, scores.device)
+    uniforms = _column([row.uniform for row in rows], scores.device)  # [B, 1]
+    truncates = [row.params.top_k > 0 or np.float32(row.params.top_p) < 1 for row in rows]
+    plain = [i for i, does in enumerate(truncates) if not does]
+    truncating = [i for i, does in enumerate(truncates) if does]
+    token_ids = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
+    if plain:
+        token_ids[plain] = _invert_cdf(scores[plain].softmax(dim=-1), uniforms[plain])
+    if truncating:
+        token_ids[truncating] = _draw_truncated(scores[truncating], [rows[i] for i in truncating], uniforms[truncating])
+    return token_ids
+
+
+def _draw_truncated(scores: Tensor, rows: list[SamplingRow], uniforms: Tensor) -> Tensor:
+    """Top-k, then top-p, as transformers' warpers do, but that exactly k are kept where some are equal.
+
+    top-k is at most MAX_TOP_K, and top-p looks no further unless a row's mass is spread wider: the 256 largest of
+    32 x 50,257 logits cost 5 ms on one core, a full sort 114.
+    """
+    num_candidates = min(MAX_TOP_K, scores.shape[1])
+    top_scores, top_ids = scores.topk(num_candidates, dim=-1)  # [B, K], best first
+    top_ks = _column([row.params.top_k or num_candidates for row in rows], scores.device)
+    ranks = torch.arange(num_candidates, device=scores.device)
+    kept_scores = top_scores.masked_fill(ranks >= top_ks, float("-inf"))
+    # Without top-k the mass is that of the whole vocabulary; with it, that of the k kept.
+    has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=scores.device)
+    log_mass = torch.where(has_top_k, kept_scores.logsumexp(dim=-1), scores.logsumexp(dim=-1))
+    probs = (kept_scores - log_mass[:, None]).exp()  # [B, K]
+    top_ps = _column([row.params.top_p for row in rows], scores.device)
+    picks = _invert_cdf(_nucleus(probs, top_ps), uniforms)
+    token_ids = top_ids.gather(1, picks[:, None])[:, 0]
+
+    is_spread = ~has_top_k & (probs.sum(dim=-1) < top_ps[:, 0])
+    for i in is_spread.nonzero()[:, 0].tolist():  # the nucleus is wider than the candidates: the exact, slow way
+        sorted_scores, sorted_ids = scores[i].sort(descending=True)
+        pick = _invert_cdf(_nucleus(sorted_scores.softmax(dim=-1)[None], top_ps[i : i + 1]), uniforms[i : i + 1])
+        token_ids[i] = sorted_ids[pick[0]]
+    return token_ids
 
 
 def _nucleus(probs: Tensor, top_ps: Tensor) -> Tensor:
@@ -145,18 +120,12 @@ def _nucleus(probs: Tensor, top_ps: Tensor) -> Tensor:
 
 
 def _invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
-    """The first kept index of each row at which the running sum reaches the row's share of its own total; `[B]`.
+    """The first index of each row at which the running sum reaches the row's share of its own total; `[B]`.
 
-    `probs` `[B, K]` need not sum to one; `uniforms` `[B, 1]`. Where rounding leaves none, the last kept index.
+    `probs` `[B, K]` need not sum to one; `uniforms` `[B, 1]` up to 1, which finds the last index of any mass.
     """
     cumulative = probs.cumsum(dim=-1)
-    targets = uniforms * cumulative[:, -1:]
-    picks = torch.searchsorted(cumulative, targets)[:, 0]
-    # A target of exactly 0 would find a first token of no mass; one past the end finds none.
-    is_kept = probs > 0
-    first_kept = is_kept.int().argmax(dim=-1)
-    last_kept = probs.shape[1] - 1 - is_kept.flip(-1).int().argmax(dim=-1)
-    return picks.clamp(first_kept, last_kept)
+    return torch.searchsorted(cumulative, uniforms.clamp(min=MIN_UNIFORM) * cumulative[:, -1:])[:, 0]
 
 
 def own_logprobs(logits: Tensor, token_ids: list[int], num_top: list[int | None]) -> list[TokenLogprob | None]:
@@ -170,8 +139,24 @@ def own_logprobs(logits: Tensor, token_ids: list[int], num_top: list[int | None]
         return results
     logprobs = logits[wanted].log_softmax(dim=-1)
     chosen = logprobs.gather(1, torch.tensor([token_ids[i] for i in wanted], device=logits.device)[:, None])[:, 0]
-    top = logprobs.topk(max(num_top[i] or 0 for i in wanted), dim=-1)
-    for i, logprob, ids, values in zip(wanted, chosen.tolist(), top.indices.tolist(), top.values.tolist(), strict=True):
-        pairs = tuple(zip(ids, values, strict=True))
-        results[i] = TokenLogprob(token_ids[i], logprob, pairs[: num_top[i]])
+    tops = top_tokens(logprobs, max(num_top[i] or 0 for i in wanted))
+    for i, logprob, top in zip(wanted, chosen.tolist(), tops, strict=True):
+        results[i] = TokenLogprob(token_ids[i], logprob, top[: num_top[i]])
     return results
+
+
+def top_tokens(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """The `count` likeliest tokens of each row of `[B, V]`, as (token id, log-probability), the likeliest first."""
+    values, indices = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
+    return [tuple(zip(*row, strict=True)) for row in zip(indices.tolist(), values.tolist(), strict=True)]
+
+
+def _column(numbers: list[float], device: torch.device) -> Tensor:
+    """B numbers as `[B, 1]` float32."""
+    return torch.tensor(numbers, dtype=torch.float32, device=device)[:, None]
+
+
+def _padded(rows: list[SequenceOf[int]], device: torch.device) -> Tensor:
+    """B lists of ids as `[B, L]`, each filled up with its own first one."""
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in rows], device=device)

@@ -3,6 +3,7 @@
 Knows token counts. Knows nothing of tensors, scheduling or sampling.
 """
 
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from batching.beams import BeamSearch
@@ -30,11 +31,10 @@ class Sequence:
     slots: tuple[int, ...] = ()
     rows: list[Row] = field(default_factory=list)
     beams: BeamSearch | None = None
+    uniforms: SequenceOf[float] = ()  # one for each new token, if it samples
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     admitted_at: float = 0.0
     first_step: int = 0
-    num_reported: int = 0
-    is_poisoned: bool = False  # non-finite numbers were seen: its slots are zeroed when it gives them back
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -59,17 +59,15 @@ class Sequence:
         """How many of the row's tokens are known but not yet in its slot: 1 for a row that decodes."""
         return self.num_virtual_tokens + self.num_prompt_tokens + len(row.output_token_ids) - row.num_cached
 
-    def pending_token_ids(self, row: Row, num_tokens: int) -> list[int]:
+    def pending_token_ids(self, row: Row, num_tokens: int) -> SequenceOf[int]:
         """The next `num_tokens` tokens to compute. Not for compiled embeddings, which have none."""
         start = row.num_cached - self.num_virtual_tokens
-        num_prompt_tokens = self.num_prompt_tokens
-        if start >= num_prompt_tokens:
-            start -= num_prompt_tokens
+        if start >= self.num_prompt_tokens:
+            start -= self.num_prompt_tokens
             return row.output_token_ids[start : start + num_tokens]
         prompt = self.request.prompt_token_ids if isinstance(self.request, Request) else self.request.token_ids
         assert prompt is not None
-        # A row whose slot is rebuilt may have to read its own output again: prompt and output are one text then.
-        return [*prompt, *row.output_token_ids][start : start + num_tokens]
+        return prompt[start : start + num_tokens]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,4 +85,5 @@ class RowStep:
 
     @property
     def is_decode(self) -> bool:
-        return bool(self.row.output_token_ids) and self.num_new_tokens == 1
+        """Whether the row goes on from a token of its own, rather than from its prompt."""
+        return bool(self.row.output_token_ids)

@@ -14,6 +14,9 @@ from prefix_store.prefix import Prefix
 MAX_TOP_K = 256
 MAX_LOGPROBS = 20
 MAX_NUM_BEAMS = 16
+# What float32 carries: a logit times or by a penalty, a score by a length to the power of one.
+MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
+MAX_LENGTH_PENALTY = 10.0
 
 
 class RequestError(ValueError):
@@ -72,10 +75,13 @@ class SamplingParams:
         _expect(0 <= self.top_k <= MAX_TOP_K, "top_k", self.top_k, f"0 (off) to {MAX_TOP_K}")
         _expect(0 < self.top_p <= 1, "top_p", self.top_p, "above 0, at most 1")
         _expect(
-            0 < self.repetition_penalty < math.inf, "repetition_penalty", self.repetition_penalty, "finite and above 0"
+            MIN_PENALTY <= self.repetition_penalty <= MAX_PENALTY,
+            "repetition_penalty",
+            self.repetition_penalty,
+            f"{MIN_PENALTY} to {MAX_PENALTY}",
         )
         _expect(self.seed is None or 0 <= self.seed < 2**64, "seed", self.seed, "0 to 2^64 - 1")
-        _expect(0 <= self.choice < 2**64, "choice", self.choice, "0 or more")
+        _expect(0 <= self.choice < 2**64, "choice", self.choice, "0 to 2^64 - 1")
         _expect(
             self.logprobs is None or 0 <= self.logprobs <= MAX_LOGPROBS,
             "logprobs",
@@ -89,7 +95,12 @@ class SamplingParams:
             self.temperature,
             "0 (greedy) with num_beams > 1",
         )
-        _expect(math.isfinite(self.length_penalty), "length_penalty", self.length_penalty, "finite")
+        _expect(
+            abs(self.length_penalty) <= MAX_LENGTH_PENALTY,
+            "length_penalty",
+            self.length_penalty,
+            f"-{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+        )
 
 
 def _expect(is_right: bool, name: str, value: object, expected: str) -> None:

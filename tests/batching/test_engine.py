@@ -1,12 +1,16 @@
 """The engine from outside: isolation between rows, aborts, failures, limits, compiled prompts."""
 
+from itertools import count
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batching.engine import Engine
-from batching.types import Abort, Compile, Compiled, ContextTooLong, FinishReason, RequestError
+from batching.gpt2 import Backbone
+from batching.types import Compile, Compiled, ContextTooLong, FinishReason, RequestError
+from prefix_store.prefix import Prefix
 from tests.batching import oracle
 from tests.batching.support import ask, make_engine, make_model, make_prefix, make_prompt, run, tokens
 
@@ -103,7 +107,7 @@ def test_an_abort_frees_the_slots_at_once_and_is_reported(num_steps):
     engine.add_request(request)
     for _ in range(num_steps):
         engine.step()
-    engine.abort(Abort(request.request_id).request_id)
+    engine.abort(request.request_id)
     engine.abort("unknown")
     assert engine.num_free_slots == 4
     (output,) = engine.step()
@@ -235,3 +239,103 @@ def test_whatever_comes_and_goes_all_slots_are_free_at_the_end(arrivals):
         take_step()
     assert engine.num_free_slots == 5
     assert len(ends) == len(set(ends)) == len(arrivals), "every request ends once"
+
+
+def test_a_compile_that_is_not_finite_fails_and_leaves_nothing_in_its_slot():
+    engine = make_engine(MODEL, 2)
+    embeddings = torch.ones(20, SHAPE.n_embd)
+    embeddings[3, 2] = float("nan")
+    engine.add_request(Compile("c", "default", embeddings=embeddings))
+    (compiled,) = engine.step()
+    assert isinstance(compiled, Compiled)
+    assert compiled.past_key_values is None
+    assert compiled.error is not None
+    assert engine.cache.keys.isfinite().all()
+    assert engine.cache.values.isfinite().all()
+
+
+def test_a_poisoned_row_is_found_while_it_still_reads_its_prompt():
+    huge = make_prefix(SHAPE, 4)
+    huge.past_key_values.fill_(3e38)
+    engine = make_engine(MODEL, 2)
+    engine.add_request(ask((1,), max_new_tokens=50, min_new_tokens=50))
+    engine.step()
+    engine.add_request(ask(make_prompt(100), huge))
+    assert [output.finish_reason for output in engine.step()] == [FinishReason.ERROR, None]
+    assert engine.cache.keys.isfinite().all()
+
+
+def test_large_keys_that_a_former_owner_left_do_not_overflow_half_precision():
+    engine = Engine(Backbone.from_model(MODEL, dtype="float16"), max_num_seqs=2)
+    mates = [ask(make_prompt(9, seed=i), PREFIXES[1], max_new_tokens=20, min_new_tokens=20) for i in range(2)]
+    clean = [tokens(outputs) for outputs in run(engine, mates)]
+    for sign in (1e4, -1e4):
+        engine.cache.keys[:] = sign * torch.randn(engine.cache.keys.shape).sign()
+        assert [tokens(outputs) for outputs in run(engine, mates, {1: 3})] == clean
+
+
+def test_a_failure_that_does_not_return_costs_no_row():
+    engine = make_engine(MODEL, 8)
+    execute, calls = engine._runner.execute, []
+
+    def fail_now_and_then(steps):
+        calls.append(len(steps))
+        if len(calls) % 7 == 3 and len(steps) > 1:
+            raise torch.OutOfMemoryError("now and then")
+        return execute(steps)
+
+    engine._runner.execute = fail_now_and_then  # type: ignore[method-assign]
+    assert [tokens(row) for row in run(engine, a_crowd())] == ALONE
+    assert engine.num_free_slots == 8
+
+
+def test_a_beam_whose_search_raises_fails_alone():
+    engine = make_engine(MODEL, 8)
+    crowd = a_crowd()
+    beams = crowd[4]
+    for request in crowd:
+        engine.add_request(request)
+    outputs = {request.request_id: [] for request in crowd}
+    for num_steps in count():
+        if not engine.has_work:
+            break
+        if num_steps == 2:
+            engine._sequences[beams.request_id].beams = object()  # type: ignore[assignment]
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+    assert outputs[beams.request_id][-1].finish_reason is FinishReason.ERROR
+    for request, alone in zip(crowd, ALONE, strict=True):
+        assert request is beams or tokens(outputs[request.request_id]) == alone
+
+
+def test_beams_report_the_likeliest_tokens_when_asked():
+    (outputs,) = run(make_engine(MODEL), [ask((1, 2, 3), num_beams=3, max_new_tokens=6, logprobs=4)])
+    (output,) = outputs
+    assert [token.token_id for token in output.logprobs] == list(output.new_token_ids)
+    assert all(len(token.top) == 4 for token in output.logprobs)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Compile("c", "default"), "exactly one"),
+        (Compile("c", "default", (1,), torch.ones(1, SHAPE.n_embd)), "exactly one"),
+        (Compile("c", "default", embeddings=torch.ones(4, SHAPE.n_embd + 1)), "embeddings are"),
+        (Compile("c", "default", (1,), weight=0.0), "weight"),
+        (ask((1,), Prefix(torch.ones(1, 2, 3, SHAPE.n_head, SHAPE.head_dim), "r", "prefix")), "the backbone expects"),
+        (ask((1,), Prefix(torch.ones(2, 2, 3, SHAPE.n_head, 5), "r", "prefix")), "the backbone expects"),
+    ],
+)
+def test_what_does_not_fit_the_backbone_is_refused(request_, message):
+    with pytest.raises(RequestError, match=message):
+        make_engine(MODEL).check(request_)
+
+
+def test_steps_tell_prompt_tokens_from_decoded_ones():
+    engine = make_engine(MODEL)
+    engine.add_request(ask((1,), max_new_tokens=3, min_new_tokens=3))
+    engine.step()
+    assert engine.last_step is not None
+    assert (engine.last_step.num_prefill_tokens, engine.last_step.num_decode_tokens) == (1, 0)
+    engine.step()
+    assert (engine.last_step.num_prefill_tokens, engine.last_step.num_decode_tokens) == (0, 1)

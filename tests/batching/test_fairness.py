@@ -54,6 +54,26 @@ def test_a_tenant_that_returns_has_saved_nothing_up():
     assert abs(served["busy"] - served["idle"]) <= 100
 
 
+def test_a_tenant_that_leaves_for_a_moment_still_owes_what_it_was_served():
+    fair_share = FairShare(num_slots=1)
+    lengths = {"backlogged": 10, "returning": 1000}
+    served = dict.fromkeys(lengths, 0)
+    fair_share.enter("backlogged", 1.0)
+    fair_share.enter("returning", 1.0)
+    for _ in range(1000):
+        tenant = fair_share.choose(1, {"backlogged": 1, "returning": 1})
+        assert tenant is not None
+        fair_share.admit(tenant, 1, 0)
+        fair_share.charge_output(tenant, lengths[tenant])
+        served[tenant] += lengths[tenant]
+        if tenant == "backlogged":  # it has more in the queue; the other asks again only when it has its answer
+            fair_share.enter(tenant, 1.0)
+        fair_share.give_back(tenant, 1)
+        if tenant == "returning":
+            fair_share.enter(tenant, 1.0)
+    assert abs(served["returning"] - served["backlogged"]) <= 1000
+
+
 def test_while_others_wait_below_their_share_nobody_gets_slots_beyond_its_own():
     fair_share = FairShare(num_slots=8)
     for tenant, weight in (("greedy", 1.0), ("other", 3.0)):

@@ -47,7 +47,7 @@ def test_logits_are_within_1e_4_of_the_models_own(shape):
     cache.write_prefix(1, prefix.past_key_values)
     pieces = []
     for start, length in ((0, 20), (20, 29), (49, 1)):
-        plan = plan_attention([NewTokens(1, 9 + start, length)], torch.float32, torch.device("cpu"))
+        plan = plan_attention([NewTokens(1, 9 + start, length)], torch.device("cpu"))
         hidden_states = backbone.forward(backbone.embed(torch.tensor(prompt[start : start + length])), plan, cache)
         pieces.append(backbone.logits(hidden_states))
     torch.testing.assert_close(
@@ -55,7 +55,7 @@ def test_logits_are_within_1e_4_of_the_models_own(shape):
     )
 
 
-@pytest.mark.parametrize("num_beams", [2, 3, 5])
+@pytest.mark.parametrize("num_beams", [2, 3, 5, 11])
 @pytest.mark.parametrize(
     "params",
     [

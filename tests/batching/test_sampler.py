@@ -6,15 +6,18 @@ import torch
 from scipy.stats import chisquare
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from batching.sampler import Sampler, SamplingRow, draw_uniforms, own_logprobs
+from batching.sampler import SamplingRow, draw_uniforms, own_logprobs, sample
 from batching.types import RequestError, SamplingParams
 
 VOCAB_SIZE = 40
 NUM_DRAWS = 4000
+EOS = 0
 
 
-def make_sampler(num_slots: int = 4, vocab_size: int = VOCAB_SIZE, max_model_len: int = NUM_DRAWS) -> Sampler:
-    return Sampler(num_slots, max_model_len, vocab_size, eos_token_id=0, device=torch.device("cpu"))
+def draw(logits: torch.Tensor, params: SamplingParams, seed: int, num_draws: int) -> list[int]:
+    """The first tokens that a row of these params would say if its logits never changed."""
+    uniforms = draw_uniforms(seed, 0, num_draws).tolist()
+    return [sample(logits[None], [SamplingRow(params, t, uniforms[t])], EOS)[0] for t in range(num_draws)]
 
 
 def expected_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
@@ -42,9 +45,7 @@ def expected_probs(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor
 def test_draws_are_distributed_as_the_warped_softmax(params):
     params = SamplingParams(max_new_tokens=NUM_DRAWS, seed=5, **params)
     logits = torch.randn(VOCAB_SIZE, generator=torch.Generator().manual_seed(3)) * 1.5
-    sampler = make_sampler()
-    sampler.admit(2, params, (1,), seed=5)
-    drawn = [sampler.sample(logits[None], [SamplingRow(2, params, t)])[0] for t in range(NUM_DRAWS)]
+    drawn = draw(logits, params, 5, NUM_DRAWS)
     counts = np.bincount(drawn, minlength=VOCAB_SIZE)
     expected = expected_probs(logits, params).double().numpy() * NUM_DRAWS
     kept = expected > 0
@@ -59,9 +60,7 @@ def test_a_nucleus_wider_than_the_candidates_takes_the_exact_way():
     vocab_size = 2000
     params = SamplingParams(max_new_tokens=500, temperature=1.0, top_p=0.9)
     logits = torch.randn(vocab_size, generator=torch.Generator().manual_seed(1)) * 0.1  # almost flat
-    sampler = make_sampler(vocab_size=vocab_size)
-    sampler.admit(0, params, (1,), seed=1)
-    drawn = [sampler.sample(logits[None], [SamplingRow(0, params, t)])[0] for t in range(500)]
+    drawn = draw(logits, params, 1, 500)
     probs = expected_probs(logits, params)
     assert all(probs[token_id] > 0 for token_id in drawn)
     ranks = logits.argsort(descending=True).argsort()[drawn]
@@ -70,47 +69,52 @@ def test_a_nucleus_wider_than_the_candidates_takes_the_exact_way():
 
 
 def test_a_rows_draw_does_not_depend_on_its_mates():
-    logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
-    mixed = [
-        SamplingParams(temperature=0.8, top_k=5),
-        SamplingParams(),
-        SamplingParams(temperature=1.0),
-        SamplingParams(temperature=1.2, top_p=0.6, repetition_penalty=1.4),
+    logits = torch.randn(5, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    rows = [
+        SamplingRow(SamplingParams(temperature=0.8, top_k=5), 7, 0.3),
+        SamplingRow(SamplingParams(), 7),
+        SamplingRow(SamplingParams(temperature=1.0), 2, 0.9),
+        SamplingRow(SamplingParams(temperature=1.2, top_p=0.6, repetition_penalty=1.4), 7, 0.5, (3, 4)),
+        SamplingRow(SamplingParams(repetition_penalty=2.0, min_new_tokens=9), 3, 0.0, (1, 2, 3)),
     ]
-    sampler = make_sampler()
-    for slot, params in enumerate(mixed):
-        sampler.admit(slot, params, (3, 4), seed=slot)
-    crowd = sampler.sample(logits, [SamplingRow(slot, params, 7) for slot, params in enumerate(mixed)])
-    for slot, params in enumerate(mixed):
-        alone = make_sampler()
-        alone.admit(3 - slot, params, (3, 4), seed=slot)
-        assert alone.sample(logits[slot : slot + 1], [SamplingRow(3 - slot, params, 7)]) == [crowd[slot]]
+    crowd = sample(logits, rows, EOS)
+    assert crowd == [sample(logits[i : i + 1], [row], EOS)[0] for i, row in enumerate(rows)]
 
 
-def test_a_new_owner_of_a_slot_inherits_nothing():
-    penalised = SamplingParams(repetition_penalty=5.0)
-    sampler = make_sampler()
-    sampler.admit(1, penalised, tuple(range(20)), seed=0)
-    sampler.sample(torch.ones(1, VOCAB_SIZE), [SamplingRow(1, penalised, 0)])
-    sampler.admit(1, penalised, (39,), seed=0)
+@pytest.mark.parametrize("uniform", [0.0, 1.0])
+@pytest.mark.parametrize("params", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_the_ends_of_the_random_range_find_tokens_that_have_mass(uniform, params):
+    logits = torch.full((1, VOCAB_SIZE), -1e4)
+    logits[0, 11:14] = torch.tensor([1.0, 3.0, 2.0])
+    row = SamplingRow(SamplingParams(temperature=1.0, **params), 0, uniform)
+    assert sample(logits, [row], EOS)[0] in (11, 12, 13)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6])
+def test_the_coldest_temperature_is_greedy(temperature):
+    logits = torch.randn(8, VOCAB_SIZE, generator=torch.Generator().manual_seed(2)) * 30
+    rows = [SamplingRow(SamplingParams(temperature=temperature, top_p=p), 0, 0.99) for p in (1.0, 0.5) * 4]
+    assert sample(logits, rows, EOS) == logits.argmax(dim=-1).tolist()
+
+
+def test_the_hottest_temperature_still_forbids_what_is_forbidden():
+    params = SamplingParams(temperature=1e39, min_new_tokens=10)
     logits = torch.zeros(1, VOCAB_SIZE)
-    logits[0, 5] = 1.0
-    assert sampler.sample(logits, [SamplingRow(1, penalised, 0)]) == [5]
+    assert EOS not in [sample(logits, [SamplingRow(params, 0, u / 50)], EOS)[0] for u in range(51)]
 
 
 def test_the_random_stream_is_a_function_of_seed_choice_and_index():
     assert (draw_uniforms(7, 0, 50)[:20] == draw_uniforms(7, 0, 20)).all()
     assert (draw_uniforms(7, 0, 20) != draw_uniforms(7, 1, 20)).any()
-    first = np.random.Generator(np.random.Philox(key=7)).random(5).astype(np.float32)
-    assert (draw_uniforms(7, 0, 5) == first).all()
+    assert (draw_uniforms(7, 0, 5) == np.random.Generator(np.random.Philox(key=7)).random(5)).all()
+    assert len({tuple(draw_uniforms(seed, 0, 5)) for seed in (0, 1, 2**64 - 1)}) == 3
 
 
 def test_min_new_tokens_forbids_the_end_until_then():
     params = SamplingParams(min_new_tokens=3, max_new_tokens=5)
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, 0], logits[0, 9] = 5.0, 4.0
-    sampler = make_sampler()
-    said = [sampler.sample(logits, [SamplingRow(0, params, t)])[0] for t in range(5)]
+    said = [sample(logits, [SamplingRow(params, t)], EOS)[0] for t in range(5)]
     assert said == [9, 9, 9, 0, 0]
     assert logits[0, 0] == 5.0, "the model's own logits are left alone"
 
@@ -118,6 +122,7 @@ def test_min_new_tokens_forbids_the_end_until_then():
 def test_logprobs_are_the_models_own_with_as_many_alternatives_as_asked():
     logits = torch.randn(3, VOCAB_SIZE)
     own = logits.log_softmax(-1)
+    assert len(own_logprobs(logits[:1, :7], [4], [20])[0].top) == 7, "no more than the vocabulary has"
     first, none, second = own_logprobs(logits, [4, 5, 6], [0, None, 3])
     assert none is None
     assert first is not None
@@ -139,6 +144,8 @@ def test_logprobs_are_the_models_own_with_as_many_alternatives_as_asked():
         {"top_p": 0.0},
         {"top_p": 1.0001},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-40},
+        {"length_penalty": 1100.0},
         {"seed": -1},
         {"seed": 2**64},
         {"logprobs": 21},
