@@ -1,0 +1,40 @@
+# Serves the embedded model:  docker run -p 8000:8000 IMAGE
+# Another one:                docker run -p 8000:8000 -v ./models:/models -v store:/store IMAGE serve --model /models/gpt2
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS builder
+# pip options put before the torch pin: an index of CPU-only wheels, or `--find-links` with a folder of them.
+ARG TORCH_ARGS=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# pip lives beside the environment that it fills, so that the image has none.
+RUN python -m venv /pip && python -m venv --without-pip /opt/polyprefix
+WORKDIR /source
+COPY constraints.txt ./
+RUN /pip/bin/pip --python /opt/polyprefix/bin/python install ${TORCH_ARGS} "$(grep '^torch==' constraints.txt)"
+COPY . .
+# Of torch, the headers and its own tests are 145 MB that nothing here loads.
+RUN /pip/bin/pip --python /opt/polyprefix/bin/python install --constraint constraints.txt '.[server]' \
+    && rm -rf /opt/polyprefix/lib/python3*/site-packages/torch/include /opt/polyprefix/lib/python3*/site-packages/torch/test
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="Polyprefix" \
+      org.opencontainers.image.description="One frozen GPT-2 serves many prefix-tuned tasks in one batch, over HTTP" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=builder /opt/polyprefix /opt/polyprefix
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polyprefix \
+    && install --directory --owner=polyprefix --group=polyprefix /models /store
+ENV PATH=/opt/polyprefix/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/models \
+    POLYPREFIX_HOST=0.0.0.0 \
+    POLYPREFIX_PORT=8000 \
+    POLYPREFIX_STORE=/store
+USER 10001:10001
+WORKDIR /store
+VOLUME ["/models", "/store"]
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['POLYPREFIX_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["polyprefix"]
+CMD ["serve"]

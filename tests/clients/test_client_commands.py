@@ -1,0 +1,122 @@
+"""The commands for people and scripts, run in this process against the fake server."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from clients import cli
+from tests.clients.test_client_stream import FIRST, LAST
+from tests.clients.test_client_verbs import GENERATION, TASK, VERSION
+
+
+@pytest.fixture
+def run(fake) -> Callable[..., Result]:
+    """Runs one command function with the arguments that a terminal would give it."""
+
+    def run(command: Callable[..., Any], *arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        app = typer.Typer()
+        app.command()(command)
+        return CliRunner().invoke(app, arguments, input=stdin, env={"POLYPREFIX_URL": fake.url, **environment})
+
+    return run
+
+
+@pytest.fixture
+def prefix_file(tmp_path: Path) -> str:
+    path = tmp_path / "e2e.safetensors"
+    path.write_bytes(b"x" * 100_000)
+    return str(path)
+
+
+def test_upload_shows_its_progress_and_the_version(fake, run, prefix_file):
+    fake.will_answer(201, {"task_id": "e2e", **VERSION})
+    result = run(cli.upload, "e2e", prefix_file)
+    assert result.exit_code == 0
+    assert result.stdout == "e2e: version 2, prefix, 10 virtual tokens\n"
+    assert "100%" in result.stderr or "97.7/97.7 KiB" in result.stderr
+
+
+def test_upload_of_a_file_that_is_not_there_sends_nothing(fake, run):
+    assert run(cli.upload, "e2e", "nowhere.safetensors").exit_code == 2
+    assert fake.received == []
+
+
+def test_generate_prints_the_text_as_it_comes(fake, run):
+    fake.will_stream(FIRST, LAST)
+    result = run(cli.generate, "e2e", "name : X", "--top-k", "5", "--stop", "a", "--stop", "b", "--seed", "7")
+    assert (result.exit_code, result.stdout) == (0, " The sea\n")
+    assert fake.received[0].json == {
+        "task_id": "e2e",
+        "inputs": "name : X",
+        "parameters": {"top_k": 5, "stop": ["a", "b"], "seed": 7},
+    }
+
+
+def test_generate_reads_a_dash_from_standard_input(fake, run):
+    fake.will_stream(FIRST, LAST)
+    run(cli.generate, "e2e", "-", stdin="name : Y\n")
+    assert fake.received[0].json["inputs"] == "name : Y\n"
+
+
+def test_beams_are_asked_for_without_a_stream(fake, run):
+    fake.will_answer(200, GENERATION)
+    assert run(cli.generate, "e2e", "x", "--num-beams", "4").stdout == " The sea\n"
+    assert fake.received[0].target == "/generate"
+
+
+def test_json_is_one_object_for_scripts(fake, run, prefix_file):
+    fake.will_answer(200, GENERATION)
+    fake.will_answer(201, {"task_id": "e2e", **VERSION})
+    fake.will_answer(204)
+    assert json.loads(run(cli.generate, "e2e", "x", "--json").stdout)["details"]["steps"] == [5, 6]
+    uploaded = run(cli.upload, "e2e", prefix_file, "--json")
+    assert json.loads(uploaded.stdout)["version"]["sha256"] == "ab" * 32
+    assert uploaded.stderr == ""
+    assert json.loads(run(cli.delete, "e2e", "--json").stdout) == {"task_id": "e2e", "deleted": True}
+
+
+def test_tasks_lists_every_page(fake, run):
+    fake.will_answer(200, {"tasks": [TASK], "next": "e2e"})
+    fake.will_answer(200, {"tasks": [TASK | {"task_id": "haiku"}], "next": None})
+    result = run(cli.tasks)
+    assert [received.target for received in fake.received] == ["/tasks?limit=100", "/tasks?limit=100&after=e2e"]
+    assert "e2e" in result.stdout
+    assert "haiku" in result.stdout
+
+
+def test_delete_says_what_is_gone(fake, run):
+    fake.will_answer(204)
+    assert run(cli.delete, "e2e").stdout == "e2e: deleted\n"
+
+
+def test_the_key_comes_from_the_environment(fake, run):
+    fake.will_answer(204)
+    run(cli.delete, "e2e", POLYPREFIX_API_KEY="secret")
+    assert fake.received[0].headers["authorization"] == "Bearer secret"
+
+
+def test_a_refusal_is_one_line_and_a_status(fake, run):
+    fake.will_answer(404, {"error": "no task 'e2e'", "error_type": "not_found"})
+    result = run(cli.delete, "e2e")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: no task 'e2e' (404 not_found)\n"
+
+
+def test_a_server_that_is_not_there_is_named_with_what_to_do(run):
+    result = run(cli.tasks, "--url", "http://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    for part in ("http://127.0.0.1:9", "refused", "polyprefix serve", "--url"):
+        assert part in result.stderr
+
+
+def test_an_error_in_the_middle_of_the_text_is_not_a_success(fake, run):
+    fake.will_stream(FIRST, b'data: {"error": "not finite", "error_type": "generation"}\n\n')
+    result = run(cli.generate, "e2e", "x")
+    assert result.exit_code == 1
+    assert "not finite" in result.stderr

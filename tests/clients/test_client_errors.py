@@ -1,0 +1,148 @@
+"""Refusals, faults and repeats; every test that talks runs with the sync and the async client."""
+
+import pickle
+import socket
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from clients.client import Client
+from clients.errors import (
+    ERRORS,
+    ApiError,
+    ConnectionFailed,
+    GenerationFailed,
+    NotFound,
+    Overloaded,
+    PreconditionFailed,
+    Quarantined,
+    RateLimited,
+    TimedOut,
+    Unavailable,
+    seconds_to_wait,
+)
+from clients.retries import Retries
+
+OK = {"generated_text": "x"}
+
+
+@pytest.mark.parametrize(("status", "error_type", "error_class"), ERRORS)
+def test_each_row_of_the_contracts_table_has_its_class(fake, status, error_type, error_class):
+    fake.will_answer(status, {"error": "what was wrong", "error_type": error_type}, x_request_id="r1")
+    with Client(fake.url, retries=Retries(max_retries=0)) as client, pytest.raises(error_class) as caught:
+        client.generate("e2e", "x")
+    error = caught.value
+    assert type(error) is error_class
+    assert (error.status, error.error_type, error.message) == (status, error_type, "what was wrong")
+    assert str(error) == f"what was wrong ({status} {error_type}, request r1)"
+
+
+def test_an_error_type_that_a_newer_server_made_up_is_told_by_its_status(fake, ask):
+    fake.will_answer(412, {"error": "no", "error_type": "brand_new"})
+    with pytest.raises(PreconditionFailed) as caught:
+        ask("generate", "e2e", "x")
+    assert caught.value.error_type == "brand_new"
+
+
+def test_an_answer_of_something_in_between_is_told_by_its_status(fake, ask):
+    fake.will_answer(404, b"<html>proxy</html>")
+    fake.will_answer(302, None, location="http://elsewhere/")
+    with pytest.raises(NotFound, match="proxy"):
+        ask("generate", "e2e", "x")
+    with pytest.raises(ApiError, match="302"):
+        ask("generate", "e2e", "x")
+
+
+def test_a_quarantined_version_is_a_generation_that_failed():
+    assert issubclass(Quarantined, GenerationFailed)
+
+
+def test_an_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(RateLimited("slow down", 429, "rate_limited", "r1", 2.0)))
+    assert (error.message, error.request_id, error.retry_after) == ("slow down", "r1", 2.0)
+
+
+def test_a_refused_connection_says_where_and_what_to_do():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(ConnectionFailed) as caught:
+        client.health()
+    assert f"http://127.0.0.1:{port}" in str(caught.value)
+    assert "polyprefix serve" in str(caught.value)
+
+
+def test_a_server_that_says_nothing_times_out():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, timeout=0.1) as client, pytest.raises(TimedOut):
+            client.health()
+
+
+def test_something_that_is_no_url_is_a_failed_connection():
+    with Client("localhost:8000") as client, pytest.raises(ConnectionFailed):
+        client.health()
+
+
+@pytest.mark.parametrize(("status", "error_type"), [(429, "overloaded"), (429, "rate_limited"), (503, "unavailable")])
+def test_a_busy_server_is_asked_again_after_the_time_it_names(fake, ask, status, error_type):
+    fake.will_answer(status, {"error": "busy", "error_type": error_type}, retry_after="0")
+    fake.will_answer(200, OK)
+    assert ask("generate", "e2e", "x").generated_text == "x"
+    assert len(fake.received) == 2
+
+
+def test_an_upload_is_sent_again_whole(fake, ask):
+    fake.will_answer(429, {"error": "busy", "error_type": "rate_limited"}, retry_after="0")
+    fake.will_answer(404, {"error": "gone", "error_type": "not_found"})
+    with pytest.raises(NotFound):
+        ask("upload", "e2e", bytes(100_000), progress=lambda sent, total: None)
+    assert [len(received.body) for received in fake.received] == [100_000, 100_000]
+
+
+def test_a_server_that_stays_busy_is_given_up_after_a_bounded_number_of_attempts(fake, ask):
+    for _ in range(4):
+        fake.will_answer(429, {"error": "queue full", "error_type": "overloaded"}, retry_after="0")
+    with pytest.raises(Overloaded):
+        ask("generate", "e2e", "x")
+    assert len(fake.received) == 4
+
+
+def test_a_wait_that_is_too_long_is_the_callers_decision(fake, ask):
+    fake.will_answer(429, {"error": "limit", "error_type": "rate_limited"}, retry_after="3600")
+    with pytest.raises(RateLimited) as caught:
+        ask("generate", "e2e", "x")
+    assert caught.value.retry_after == 3600
+    assert len(fake.received) == 1
+
+
+@pytest.mark.parametrize("status", [400, 404, 422, 500, 504])
+def test_other_refusals_are_final(fake, ask, status):
+    fake.will_answer(status, {"error": "no"}, retry_after="0")
+    with pytest.raises(ApiError):
+        ask("generate", "e2e", "x")
+    assert len(fake.received) == 1
+
+
+def test_what_must_not_happen_twice_is_not_repeated_after_a_503(fake, ask):
+    for _ in range(3):
+        fake.will_answer(503, {"error": "draining", "error_type": "unavailable"}, retry_after="0")
+    with pytest.raises(Unavailable):
+        ask("delete", "e2e")
+    with pytest.raises(Unavailable):
+        ask("upload", "e2e", b"x", if_match="ab")
+    with pytest.raises(Unavailable):
+        ask("ready")
+    assert len(fake.received) == 3
+
+
+def test_without_a_named_time_each_wait_is_twice_the_last():
+    error = Overloaded("full", 429, "overloaded")
+    assert [Retries().seconds(error, attempt, repeatable=True) for attempt in range(4)] == [0.5, 1.0, 2.0, None]
+
+
+def test_a_retry_after_may_be_a_date():
+    soon = seconds_to_wait(format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True))
+    assert 15 < soon <= 20
+    assert seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert seconds_to_wait("soon") is None

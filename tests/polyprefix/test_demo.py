@@ -1,0 +1,54 @@
+"""The demo, run as a process with a real server as its child."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients.client import Client
+from clients.errors import ConnectionFailed
+
+
+def start(*options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "polyprefix", "demo", *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_every_answer_of_the_burst_is_the_one_it_gets_alone_and_the_server_stays_until_ctrl_c(
+    tiny_model: Path, free_port: int, tmp_path: Path
+) -> None:
+    process = start("--model", str(tiny_model), "--port", str(free_port), "--store", str(tmp_path))
+    assert process.stdout is not None
+    printed = ""
+    while "Try:" not in printed:
+        line = process.stdout.readline()
+        assert line, (tmp_path / "server.log").read_text()
+        printed += line
+    assert "28 of 28 answers are the same as when asked alone" in printed
+    assert re.search(r"step \d+ held \d+ rows of 7 tasks", printed)
+    with Client(f"http://127.0.0.1:{free_port}") as client:
+        assert client.generate("opposites", "wet").task_id == "opposites"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        with pytest.raises(ConnectionFailed):
+            client.health()
+    process.communicate()
+
+
+def test_once_ends_by_itself(tiny_model: Path, free_port: int) -> None:
+    process = start("--model", str(tiny_model), "--port", str(free_port), "--once")
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "28 of 28" in printed
+
+
+def test_a_taken_port_is_told_before_anything_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start("--model", "unused", "--port", str(taken.getsockname()[1]))
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "--port" in errors
