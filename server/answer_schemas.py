@@ -1,0 +1,140 @@
+"""The JSON bodies that are written, as the OpenAPI document tells them. Knows nothing of how they come about."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class ErrorAnswer(BaseModel):
+    error: str
+    error_type: str
+
+
+class TokenAnswer(BaseModel):
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+    skipped: bool = False
+
+
+class PromptTokenAnswer(BaseModel):
+    id: int
+    text: str
+    logprob: float | None
+
+
+FinishReasonAnswer = Literal["length", "eos_token", "stop_sequence"]
+
+
+class SequenceAnswer(BaseModel):
+    """One of the `best_of` sequences that was not the best."""
+
+    generated_text: str
+    finish_reason: FinishReasonAnswer
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PromptTokenAnswer]
+    tokens: list[TokenAnswer]
+    top_tokens: list[list[TokenAnswer]] | None
+
+
+class DetailsAnswer(BaseModel):
+    """`steps` are the numbers of the first and the last forward pass that held the row."""
+
+    finish_reason: FinishReasonAnswer
+    prompt_tokens: int
+    skipped_tokens: int
+    generated_tokens: int
+    prefix_tokens: int
+    seed: int | None
+    prefill: list[PromptTokenAnswer]
+    tokens: list[TokenAnswer]
+    best_of_sequences: list[SequenceAnswer] | None
+    top_tokens: list[list[TokenAnswer]] | None
+    steps: tuple[int, int]
+
+
+class GenerateAnswer(BaseModel):
+    generated_text: str
+    task_id: str | None
+    version: int | None
+    details: DetailsAnswer | None = None
+
+
+class VersionAnswer(BaseModel):
+    version: int
+    sha256: str
+    kind: str
+    num_virtual_tokens: int
+    num_bytes: int
+    backbone: str
+    backbone_checked: bool
+    created_at: datetime
+    stale: bool
+
+
+class UploadAnswer(BaseModel):
+    task_id: str
+    version: int
+    sha256: str
+    kind: str
+    num_virtual_tokens: int
+    num_bytes: int
+    backbone_checked: bool
+    created_at: datetime
+
+
+class ConfigAnswer(BaseModel):
+    description: str
+    prompt_template: str | None
+    parameters: dict[str, object]
+
+
+class TaskAnswer(BaseModel):
+    task_id: str
+    version: int
+    created_at: datetime
+    versions: list[VersionAnswer]
+    config: ConfigAnswer
+
+
+class TasksAnswer(BaseModel):
+    """One page of tasks, by id; `next` is the `after` of the next page, null at the end."""
+
+    tasks: list[TaskAnswer]
+    next: str | None
+
+
+class TokenizedAnswer(BaseModel):
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class StatusAnswer(BaseModel):
+    status: str
+
+
+class InfoAnswer(BaseModel):
+    """The names are text-generation-inference's, then ours."""
+
+    model_id: str
+    model_sha: str
+    model_dtype: str
+    model_device_type: str
+    model_pipeline_tag: str = "text-generation"
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_length: int
+    max_input_tokens: int
+    max_total_tokens: int
+    max_batch_size: int
+    router: str = "polyprefix"
+    version: str
+    num_tasks: int
+    backbone: str
+    fingerprint: str

@@ -1,0 +1,146 @@
+"""Finished rows and tokens as the JSON and the headers of the generate routes.
+
+Knows the contract's names. Knows nothing of how rows come about.
+"""
+
+import json
+import time
+from typing import Any
+
+from server.generation import Generation
+from server.http import error_body
+from server.rows import Row, Token, finite
+from server.text import Tokenizer
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+def body_of(generation: Generation, rows: list[Row], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The JSON object; `rows` holds the best one first."""
+    served = generation.served
+    body: dict[str, Any] = {
+        "generated_text": full_text(generation, rows[0]),
+        "task_id": None if served is None else served.task_id,
+        "version": None if served is None else served.version,
+    }
+    if generation.parameters.details:
+        body["details"] = _details(generation, rows, tokenizer)
+    return body
+
+
+def event_of(index: int, token: Token, generation: Generation, row: Row, is_last: bool) -> bytes:
+    """One server-sent event. ASCII only: some readers take U+2028 and others for the end of a line."""
+    event: dict[str, Any] = {
+        "index": index,
+        "token": _token(token),
+        "top_tokens": [_token(top) for top in token.top] if generation.parameters.top_n_tokens else None,
+        "generated_text": full_text(generation, row) if is_last else None,
+        "details": _stream_details(generation, row) if is_last else None,
+    }
+    return sse(event)
+
+
+def sse(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+def error_event(error: Exception, request_id: str) -> bytes:
+    """The last event of a stream that failed after its 200."""
+    return sse(error_body(error, request_id))
+
+
+def headers_of(generation: Generation) -> dict[str, str]:
+    """What is known before the first token."""
+    headers = {
+        "x-prompt-tokens": str(generation.num_prompt_tokens),
+        "x-prefix-tokens": str(generation.num_prefix_tokens),
+    }
+    if generation.served is not None:
+        headers["x-task-version"] = str(generation.served.version)
+    return headers
+
+
+def queue_header(generation: Generation, row: Row) -> dict[str, str]:
+    return {"x-queue-time": _ms(_queue_seconds(generation, row))}
+
+
+def final_headers(generation: Generation, rows: list[Row]) -> dict[str, str]:
+    """What is known at the end. Times are in milliseconds; one token's is that of the best row."""
+    total = time.monotonic() - generation.caller.arrived_at
+    inference = total - _queue_seconds(generation, rows[0])
+    return {
+        **headers_of(generation),
+        **queue_header(generation, rows[0]),
+        "x-generated-tokens": str(sum(len(row.tokens) for row in rows)),
+        "x-total-time": _ms(total),
+        "x-inference-time": _ms(inference),
+        "x-time-per-token": _ms(inference / max(1, len(rows[0].tokens))),
+    }
+
+
+def full_text(generation: Generation, row: Row) -> str:
+    return generation.inputs + row.text if generation.parameters.return_full_text else row.text
+
+
+def _queue_seconds(generation: Generation, row: Row) -> float:
+    return max(0.0, (row.admitted_at or 0.0) - generation.caller.arrived_at)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.3f}"
+
+
+def _details(generation: Generation, rows: list[Row], tokenizer: Tokenizer) -> dict[str, Any]:
+    best, *others = rows
+    return {
+        **_sequence(generation, best, tokenizer),
+        "prompt_tokens": generation.num_prompt_tokens,
+        "skipped_tokens": 0,
+        "prefix_tokens": generation.num_prefix_tokens,
+        "best_of_sequences": [
+            {"generated_text": full_text(generation, row), **_sequence(generation, row, tokenizer)} for row in others
+        ]
+        or None,
+        "steps": list(best.steps),
+    }
+
+
+def _sequence(generation: Generation, row: Row, tokenizer: Tokenizer) -> dict[str, Any]:
+    top_tokens = [[_token(top) for top in token.top] for token in row.tokens]
+    return {
+        "finish_reason": row.finish_reason,
+        "generated_tokens": len(row.tokens),
+        "seed": generation.seed,
+        "prefill": _prefill(generation, row, tokenizer) if generation.parameters.decoder_input_details else [],
+        "tokens": [_token(token) for token in row.tokens],
+        "top_tokens": top_tokens if generation.parameters.top_n_tokens else None,
+    }
+
+
+def _prefill(generation: Generation, row: Row, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """The prompt's tokens; the first has no log-probability, since nothing of the prompt foretells it."""
+    logprobs = [None, *(finite(entry.logprob) for entry in row.prompt_logprobs)]
+    pairs = zip(generation.rows[0].prompt_token_ids, logprobs, strict=False)
+    return [{"id": token_id, "text": tokenizer.decode([token_id]), "logprob": logprob} for token_id, logprob in pairs]
+
+
+def _stream_details(generation: Generation, row: Row) -> dict[str, Any]:
+    return {
+        "finish_reason": row.finish_reason,
+        "prompt_tokens": generation.num_prompt_tokens,
+        "input_length": generation.num_prompt_tokens,
+        "generated_tokens": len(row.tokens),
+        "prefix_tokens": generation.num_prefix_tokens,
+        "seed": generation.seed,
+        "steps": list(row.steps),
+    }
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": token.logprob,
+        "special": token.special,
+        "skipped": False,
+    }

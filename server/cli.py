@@ -1,0 +1,119 @@
+"""`polyprefix serve`: runs the server in this process until a signal or a dead engine ends it.
+
+Knows uvicorn and the command line. Knows nothing of routes.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from server.app import Loaded, ServerStartError, create_app, load
+from server.errors import Unavailable
+from server.services import Services
+from server.settings import Settings
+
+MAX_HEADER_BYTES = 16 << 10
+ENDING_GRACE = 5  # seconds for the last answers to be written, after every request has ended
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but what signals do is the lifecycle's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id; default: the embedded one")] = None,
+    store: Annotated[Path | None, typer.Option(help="Where prefixes are kept; default: ./store")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one and prints it; default: 8000")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0 …; default: auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16; default: auto")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Rows of a batch; default: what fits, up to 64")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Context length; default: the backbone's")] = None,
+    prefix_cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefixes; default: 1 GiB")] = None,
+) -> None:
+    """Serve many prefix-tuned tasks on one frozen GPT-2. Every option can also be set as POLYPREFIX_… ."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    try:
+        settings = Settings(**given)
+        if settings.model is None:
+            settings = settings.model_copy(update={"model": str(files("polyprefix") / "pocket")})
+        exit_code = asyncio.run(run(settings))
+    except (ServerStartError, ValidationError, OSError) as error:
+        typer.echo(f"polyprefix serve: {error}", err=True)
+        sys.exit(1)
+    if exit_code != 0:
+        os._exit(exit_code)  # the engine is dead: its thread, or the device itself, may never let an orderly exit end
+
+
+async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> int:
+    """Serve until the end; returns the process's exit status."""
+    app = create_app(settings, load)
+    with _bind(settings.host, settings.port) as listener:
+        async with app.router.lifespan_context(app):
+            services: Services = app.state.services
+            services.lifecycle.listen_to_signals(lambda: _give_up(services))
+            await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
+        return services.lifecycle.exit_code
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """h11, since its headers have a limit. The lifespan is ours, so that why it failed is told in one line."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=int(settings.drain_timeout) + ENDING_GRACE,
+    )
+
+
+async def _serve_until_ending(server: Server, listener: socket.socket, services: Services) -> None:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    ending = asyncio.create_task(services.lifecycle.ending.wait())
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    services.log.info("listening", url=url)
+    typer.echo(url)
+    await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    ending.cancel()
+
+
+def _give_up(services: Services) -> None:
+    services.engine.fail_all(Unavailable("the server is shutting down and could not wait longer"))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Bound before the model is loaded, so that a taken port is told at once; nobody listens until it can answer."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+if __name__ == "__main__":
+    typer.run(serve)

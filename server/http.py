@@ -1,0 +1,153 @@
+"""Reads requests strictly and writes errors: bodies within their limit, JSON without surprises, who asks, who has left.
+
+Knows HTTP and JSON. Knows nothing of tasks, tokens or the engine.
+"""
+
+import asyncio
+import json
+import math
+import re
+import secrets
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from server.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType, kind_of, message_of
+
+LOCAL_TENANT = "default"
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+T = TypeVar("T")
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def tenant_of(request: Request) -> str:
+    """Who asks. A server without keys has one tenant, which is everyone."""
+    return LOCAL_TENANT
+
+
+def choose_request_id(given: str | None) -> str:
+    """The caller's own `x-request-id` if it is short and printable, else a fresh one."""
+    return given if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def request_id_of(request: Request) -> str:
+    request_id: str = request.state.request_id
+    return request_id
+
+
+def arrived_at_of(request: Request) -> float:
+    """When the request's headers had come, as `time.monotonic` counts."""
+    arrived_at: float = request.state.arrived_at
+    return arrived_at
+
+
+def error_body(error: Exception, request_id: str) -> dict[str, str]:
+    return {"error": message_of(error, request_id), "error_type": kind_of(error).error_type}
+
+
+def error_response(error: Exception, request_id: str) -> JSONResponse:
+    kind = kind_of(error)
+    return JSONResponse(error_body(error, request_id), kind.status, headers=dict(kind.headers))
+
+
+def content_type_of(request: Request) -> str | None:
+    """The media type in lower case, without parameters; raises `UnsupportedMediaType` on any Content-Encoding."""
+    if "content-encoding" in request.headers:
+        raise UnsupportedMediaType("the body has a Content-Encoding; send it plain")
+    given = request.headers.get("content-type")
+    return None if given is None else given.partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises `TooLarge` from its Content-Length alone, or as soon as too much has come."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise TooLarge(max_bytes)
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLarge(max_bytes)
+    return bytes(body)
+
+
+async def read_json(request: Request, schema: type[Body], max_bytes: int) -> Body:
+    """The body as `schema`. Raises `UnsupportedMediaType`, `TooLarge`, `BadRequest` or `InvalidValue`."""
+    if content_type_of(request) != "application/json":
+        raise UnsupportedMediaType("the body's content type must be application/json")
+    return validate(schema, parse_json(await read_body(request, max_bytes)))
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON: UTF-8, no duplicate keys, no NaN, no infinity, no lone surrogates.
+
+    Raises `BadRequest` where it is no JSON at all and `InvalidValue` where a value is none that JSON should carry.
+    """
+    try:
+        text = body.decode("utf-8")
+        value = json.loads(
+            text, parse_float=_finite, parse_constant=_no_constant, object_pairs_hook=_object_without_duplicates
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidValue("a string holds half of a surrogate pair") from None
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not UTF-8") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except ValueError as error:  # JSONDecodeError, and integers of more digits than Python reads
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    return value
+
+
+def validate(schema: type[Body], value: Any) -> Body:
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise InvalidValue(_describe(error)) from None
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it if the client leaves first: a handler that does not stream would not notice.
+
+    The body must have been read. Raises `ClientDisconnect`.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _describe(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))[:100] or 'body'}: {problem['msg']}" for problem in problems)
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise InvalidValue("a number is too large for a float")
+    return value
+
+
+def _no_constant(literal: str) -> NoReturn:
+    raise InvalidValue(f"{literal} is not a JSON number")
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise InvalidValue("an object has the same key twice")
+    return value

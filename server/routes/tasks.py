@@ -1,0 +1,200 @@
+"""The task routes: upload, list, read back, roll back, configure and delete."""
+
+import asyncio
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+
+from prefix_store.names import check_new_task_id
+from prefix_store.tasks import Published, Task, TaskConfig
+from server.answer_schemas import ConfigAnswer, TaskAnswer, TasksAnswer, UploadAnswer, VersionAnswer
+from server.errors import Forbidden, InvalidValue, UnsupportedMediaType
+from server.generation import Caller
+from server.http import (
+    arrived_at_of,
+    content_type_of,
+    parse_json,
+    read_body,
+    read_json,
+    request_id_of,
+    tenant_of,
+    unless_disconnected,
+    validate,
+)
+from server.openapi import errors, json_body, reference, request_body
+from server.schemas import MAX_COUNT, ConfigPatch, TaskPatch, TextUpload
+from server.services import Services, services_of
+from server.uploads import Candidate, Conditions, max_upload_bytes, publish, read_file, read_text, try_out
+
+router = APIRouter(prefix="/tasks", tags=["tasks"])
+
+Version = Annotated[int | None, Query(ge=1, le=MAX_COUNT)]
+FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUpload)}})
+
+
+@router.put(
+    "/{task_id}",
+    responses={
+        200: {"model": UploadAnswer, "description": "A new version, or one that was there"},
+        201: {"model": UploadAnswer, "description": "A new task"},
+        **errors(400, 412, 413, 415, 422, 429, 500, 503, 504, 507),
+    },
+    openapi_extra=UPLOAD,
+)
+async def upload(request: Request, task_id: str) -> Response:
+    services = services_of(request)
+    check_new_task_id(task_id, services.backbone.name)
+    conditions = _conditions(request)
+    caller = Caller(tenant_of(request), request_id_of(request), arrived_at_of(request))
+    candidate = await _read_candidate(request, services, caller)
+    await unless_disconnected(request, try_out(services, caller, candidate))
+    published = await publish(services, caller, task_id, candidate, conditions)
+    return _uploaded(task_id, published)
+
+
+@router.get("", responses={200: {"model": TasksAnswer}, **errors(422, 500, 503)})
+async def list_tasks(
+    request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
+) -> Response:
+    store, tenant = services_of(request).store, tenant_of(request)
+    tasks = await asyncio.to_thread(store.tasks, tenant, limit + 1, after)
+    page = [_task(task) for task in tasks[:limit]]
+    return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
+
+
+@router.get("/{task_id}", responses={200: {"model": TaskAnswer}, **errors(404, 422, 500, 503)})
+async def read_task(request: Request, task_id: str) -> Response:
+    task = await asyncio.to_thread(services_of(request).store.task, tenant_of(request), task_id)
+    return _task_response(task)
+
+
+@router.get("/{task_id}/prefix", responses={200: {"content": FILE}, **errors(404, 422, 424, 500, 503)})
+async def read_prefix(request: Request, task_id: str, version: Version = None) -> Response:
+    """What was uploaded, byte for byte."""
+    store = services_of(request).store
+    upload, facts = await asyncio.to_thread(store.upload_bytes, tenant_of(request), task_id, version)
+    media_type = "application/json" if facts.kind == "text" else "application/octet-stream"
+    headers = {"etag": _etag(facts.sha256), "x-task-version": str(facts.version)}
+    return Response(upload, media_type=media_type, headers=headers)
+
+
+@router.patch(
+    "/{task_id}",
+    responses={200: {"model": TaskAnswer}, **errors(400, 403, 404, 412, 413, 415, 422, 500, 503, 507)},
+    openapi_extra=json_body(TaskPatch),
+)
+async def patch_task(request: Request, task_id: str) -> Response:
+    services, tenant = services_of(request), tenant_of(request)
+    patch = await read_json(request, TaskPatch, services.settings.max_json_bytes)
+    if patch.public is not None:
+        raise Forbidden("only an operator may make a task public")
+    if_match = _conditions(request).if_match
+    task = await asyncio.to_thread(_patch, services, tenant, task_id, patch, if_match)
+    return _task_response(task)
+
+
+@router.delete("/{task_id}", status_code=204, responses=errors(404, 412, 422, 500, 503))
+async def delete_task(request: Request, task_id: str) -> Response:
+    store, if_match = services_of(request).store, _conditions(request).if_match
+    await asyncio.to_thread(store.delete, tenant_of(request), task_id, if_match)
+    return Response(status_code=204)
+
+
+async def _read_candidate(request: Request, services: Services, caller: Caller) -> Candidate:
+    content_type = content_type_of(request)
+    if content_type == "application/json":
+        body = await read_body(request, services.settings.max_json_bytes)
+        _check_sha256(request, body)
+        text = validate(TextUpload, parse_json(body)).text
+        return await unless_disconnected(request, read_text(services, caller, body, text))
+    if content_type not in (None, "application/octet-stream"):
+        raise UnsupportedMediaType(
+            "the body must be a safetensors file as application/octet-stream, or a text as application/json"
+        )
+    body = await read_body(request, max_upload_bytes(services))
+    await asyncio.to_thread(_check_sha256, request, body)
+    return await unless_disconnected(request, read_file(services, caller, body))
+
+
+def _check_sha256(request: Request, body: bytes) -> None:
+    declared = request.headers.get("x-content-sha256")
+    actual = hashlib.sha256(body).hexdigest()
+    if declared is not None and declared.lower() != actual:
+        raise InvalidValue(f"x-content-sha256 is not that of the body, which is {actual}; send it again")
+
+
+def _conditions(request: Request) -> Conditions:
+    if_match, if_none_match = request.headers.get("if-match"), request.headers.get("if-none-match")
+    if if_none_match not in (None, "*"):
+        raise InvalidValue("If-None-Match: expected *, which asks for a task that is not there yet")
+    return Conditions(
+        if_match=None if if_match is None else if_match.removeprefix("W/").strip('"'),
+        if_none_match=if_none_match is not None,
+    )
+
+
+def _patch(services: Services, tenant: str, task_id: str, patch: TaskPatch, if_match: str | None) -> Task:
+    task = services.store.task(tenant, task_id)
+    if patch.version is not None:
+        task = services.store.use_version(tenant, task_id, patch.version, if_match)
+    if patch.config is not None:
+        task = services.store.set_config(tenant, task_id, _patched(task.config, patch.config))
+    return task
+
+
+def _patched(config: TaskConfig, patch: ConfigPatch) -> TaskConfig:
+    """What the patch names is set or cleared; the rest stays."""
+    given = patch.model_fields_set
+    parameters = {} if patch.parameters is None else patch.parameters.model_dump(exclude_none=True)
+    return TaskConfig(
+        description=(patch.description or "") if "description" in given else config.description,
+        prompt_template=patch.prompt_template if "prompt_template" in given else config.prompt_template,
+        parameters=parameters if "parameters" in given else config.parameters,
+    )
+
+
+def _uploaded(task_id: str, published: Published) -> Response:
+    version = published.version
+    answer = UploadAnswer(
+        task_id=task_id,
+        version=version.version,
+        sha256=version.sha256,
+        kind=version.kind,
+        num_virtual_tokens=version.num_virtual_tokens,
+        num_bytes=version.num_bytes,
+        backbone_checked=version.backbone_checked,
+        created_at=version.created_at,
+    )
+    return _json(answer, 201 if published.created_task else 200, etag=version.sha256)
+
+
+def _task(task: Task) -> TaskAnswer:
+    config = ConfigAnswer(
+        description=task.config.description,
+        prompt_template=task.config.prompt_template,
+        parameters=dict(task.config.parameters),
+    )
+    return TaskAnswer(
+        task_id=task.task_id,
+        version=task.served_version,
+        created_at=task.created_at,
+        versions=[VersionAnswer.model_validate(version, from_attributes=True) for version in task.versions],
+        config=config,
+    )
+
+
+def _task_response(task: Task) -> Response:
+    return _json(_task(task), etag=task.served.sha256)
+
+
+def _json(answer: BaseModel, status: int = 200, etag: str | None = None) -> Response:
+    headers = {} if etag is None else {"etag": _etag(etag)}
+    return JSONResponse(answer.model_dump(mode="json"), status, headers=headers)
+
+
+def _etag(sha256: str) -> str:
+    return f'"{sha256}"'

@@ -1,0 +1,129 @@
+"""The JSON bodies that are read, with their limits.
+
+Strict: a number is never read from a string, a boolean or a fraction. Every field may be null, which is as if it were
+left out. Knows nothing of what the fields do.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from batching.types import MAX_LENGTH_PENALTY, MAX_LOGPROBS, MAX_NUM_BEAMS, MAX_PENALTY, MAX_TOP_K, MIN_PENALTY
+
+INPUTS_PLACE = "{inputs}"
+MAX_SEED = 2**64 - 1
+MAX_COUNT = 2**31 - 1  # far above any context, and what any registry can hold
+MAX_BEST_OF = 16
+MAX_STOP_STRINGS = 4
+
+StopString = Annotated[str, Field(min_length=1, max_length=64)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+# Known parameters that are not supported and would change the text, each with the value that does not change it.
+UNSUPPORTED: Mapping[str, object] = {
+    "typical_p": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+    "grammar": None,
+    "watermark": False,
+    "merged_adapters": None,
+}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class Closed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TextParameters(BaseModel):
+    """What decides the generated text; also what a task may carry as its defaults."""
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    min_new_tokens: Annotated[int, Field(ge=0, le=MAX_COUNT)] | None = None
+    do_sample: bool | None = None
+    temperature: Annotated[Finite, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_TOP_K)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    repetition_penalty: Annotated[Finite, Field(ge=MIN_PENALTY, le=MAX_PENALTY)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] | None = None
+    num_beams: Annotated[int, Field(ge=1, le=MAX_NUM_BEAMS)] | None = None
+    length_penalty: Annotated[Finite, Field(ge=-MAX_LENGTH_PENALTY, le=MAX_LENGTH_PENALTY)] | None = None
+    early_stopping: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] | None = None
+    truncate: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _none_is_unset(cls, stop: list[str] | None) -> list[str] | None:
+        """An empty list stops nowhere, as null does; clients that always send one must not undo a task's default."""
+        return stop or None
+
+
+class GenerateParameters(Strict, TextParameters):
+    """The request's own parameters. Unknown ones are ignored, known and unsupported ones refused."""
+
+    task_id: str | None = None
+    adapter_id: str | None = None
+    details: bool | None = None
+    decoder_input_details: bool | None = None
+    return_full_text: bool | None = None
+    top_n_tokens: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, given: object) -> object:
+        if isinstance(given, dict):
+            for name, neutral in UNSUPPORTED.items():
+                if given.get(name) is not None and given[name] != neutral:
+                    raise ValueError(f"{name} is not supported; leave it out")
+        return given
+
+
+class GenerateBody(Strict):
+    """`inputs` must be there, but may be null or empty: then the end-of-text token is fed in its place."""
+
+    inputs: str | None
+    task_id: str | None = None
+    stream: bool | None = None
+    parameters: GenerateParameters | None = None
+
+
+class TaskParameters(Closed, TextParameters):
+    """A task's own defaults; the request's own values win."""
+
+
+class ConfigPatch(Closed):
+    """What is given is set, what is null is cleared, what is left out stays."""
+
+    description: Annotated[str, Field(max_length=1000)] | None = None
+    prompt_template: Annotated[str, Field(max_length=8192)] | None = None
+    parameters: TaskParameters | None = None
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _one_place(cls, template: str | None) -> str | None:
+        if template is not None and template.count(INPUTS_PLACE) != 1:
+            raise ValueError(f"a template holds {INPUTS_PLACE} exactly once, here {template.count(INPUTS_PLACE)} times")
+        return template
+
+
+class TaskPatch(Closed):
+    version: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    config: ConfigPatch | None = None
+    public: bool | None = None
+
+
+class TextUpload(Closed):
+    """A fixed instruction or worked examples, to be compiled into a prefix."""
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+class TokenizeBody(Strict):
+    inputs: str

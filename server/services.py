@@ -1,0 +1,52 @@
+"""What every route needs, built once and handed around whole. Knows no route."""
+
+from dataclasses import dataclass
+
+from fastapi import Request
+from structlog.typing import FilteringBoundLogger
+
+from prefix_store.prefix import BackboneSpec
+from prefix_store.store import PrefixStore
+from server.async_engine import AsyncEngine
+from server.errors import Unavailable
+from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.settings import Settings
+from server.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneFacts:
+    """The served backbone, as far as the server speaks of it."""
+
+    spec: BackboneSpec
+    eos_token_id: int
+    dtype_name: str
+    device_name: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    backbone: BackboneFacts
+    engine: AsyncEngine
+    store: PrefixStore
+    tokenizer: Tokenizer
+    metrics: Metrics
+    lifecycle: Lifecycle
+    log: FilteringBoundLogger
+
+    def check_open(self) -> None:
+        """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""
+        if self.lifecycle.is_draining:
+            raise Unavailable("the server is draining; ask another one")
+        self.engine.check_room()
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services

@@ -1,0 +1,44 @@
+"""What an operator can set: command-line options and `POLYPREFIX_…` environment variables, with their defaults.
+
+The only place that reads the environment. Knows nothing of what the settings are used for.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Times are in seconds, sizes in bytes. An argument wins over the environment, the environment over the default."""
+
+    model_config = SettingsConfigDict(env_prefix="POLYPREFIX_", frozen=True, extra="forbid")
+
+    model: str | None = None
+    """A directory or a hub id; None is the model that ships with the package."""
+    store: Path = Path("store")
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    device: str = "auto"
+    dtype: str = "auto"
+    max_num_seqs: Positive | None = None
+    """Rows of one batch; None is what fits in memory, at most 64."""
+    max_model_len: Positive | None = None
+    prefix_cache_bytes: Positive = 1 << 30
+
+    max_json_bytes: Positive = 256 << 10
+    max_upload_bytes: Positive = 64 << 20
+    max_prompt_bytes: Positive = 32 << 10
+    max_queued_per_slot: Positive = 4
+
+    queue_timeout: Seconds = 30.0
+    request_timeout: Seconds = 120.0
+    engine_stall_timeout: Seconds = 30.0
+    reader_stall_timeout: Seconds = 30.0
+    keep_alive_interval: Seconds = 15.0
+    drain_notice: Annotated[float, Field(ge=0)] = 1.0
+    drain_timeout: Annotated[float, Field(ge=0)] = 30.0

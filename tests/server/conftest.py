@@ -1,0 +1,132 @@
+"""A server around the hand-written engine, on a real port, in a thread of this process."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from tokenizers import Tokenizer as Backend
+
+from prefix_store.formats import dump
+from prefix_store.prefix import BackboneSpec
+from prefix_store.store import PrefixStore
+from server.app import Loaded, create_app
+from server.cli import Server, uvicorn_config
+from server.services import BackboneFacts, Services
+from server.settings import Settings
+from server.text import Tokenizer
+from tests.server.fakes import EOS, SHAPE, EchoEngine, Gate
+
+FINGERPRINT = "f" * 64
+
+
+@dataclass
+class Running:
+    """A server that answers at `http`; `on_loop` runs something on its event loop."""
+
+    http: httpx.Client
+    engine: EchoEngine
+    services: Services
+    server: Server
+    loop: asyncio.AbstractEventLoop
+    port: int
+
+    def on_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.loop.call_soon_threadsafe(function, *arguments)
+
+    def generate(self, inputs: str, status: int = 200, **parameters: Any) -> Any:
+        answer = self.http.post("/generate", json={"inputs": inputs, "parameters": parameters})
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def wait_for_open_rows(self, num_rows: int) -> None:
+        """Returns when exactly so many rows are queued or running, as the event loop sees it."""
+        deadline = time.monotonic() + 20
+        while self.services.engine.num_open_rows != num_rows:
+            assert time.monotonic() < deadline, f"{self.services.engine.num_open_rows} rows are open"
+            time.sleep(0.002)
+
+    def upload(self, task_id: str, num_virtual_tokens: int = 3, value: float = 0.25) -> dict[str, Any]:
+        answer = self.http.put(f"/tasks/{task_id}", content=prefix_file(num_virtual_tokens, value))
+        assert answer.status_code in (200, 201), answer.text
+        uploaded: dict[str, Any] = answer.json()
+        return uploaded
+
+
+def prefix_file(num_virtual_tokens: int = 3, value: float = 0.25, **metadata: str) -> bytes:
+    kv = torch.full((SHAPE.n_layer, 2, num_virtual_tokens, SHAPE.n_head, SHAPE.head_dim), value)
+    return dump(kv, metadata)
+
+
+def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]:
+    spec = BackboneSpec("tiny", SHAPE, FINGERPRINT)
+
+    def load(settings: Settings) -> Loaded:
+        store = PrefixStore(settings.store, backbone=spec)
+        return Loaded(BackboneFacts(spec, EOS, "float32", "cpu"), engine, Tokenizer(backend), store)
+
+    return load
+
+
+@contextmanager
+def running(directory: Path, backend: Backend, engine: EchoEngine, **settings: Any) -> Iterator[Running]:
+    chosen = Settings(store=directory, port=0, **settings)
+    app = create_app(chosen, loader(backend, engine))
+    started: list[Any] = []
+    is_up = threading.Event()
+
+    class AnnouncingServer(Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.extend([app.state.services, asyncio.get_running_loop()])
+            is_up.set()
+
+    server = AnnouncingServer(uvicorn_config(app, chosen))
+
+    async def serve() -> None:
+        async with app.router.lifespan_context(app):
+            serving = asyncio.create_task(server.serve())
+            ending = asyncio.create_task(app.state.services.lifecycle.ending.wait())
+            await asyncio.wait({serving, ending}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+            ending.cancel()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    server.config.host, server.config.port = "127.0.0.1", 0
+    thread.start()
+    assert is_up.wait(20)
+    services, loop = started
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
+            yield Running(http, engine, services, server, loop, port)
+    finally:
+        if isinstance(engine.before_step, Gate):
+            engine.before_step.open()  # also after a test that failed
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture
+def start(tmp_path: Path, byte_tokenizer: Backend) -> Iterator[Callable[..., Running]]:
+    """Start a server with these settings, on this engine; it ends with the test."""
+    with ExitStack() as stack:
+        yield lambda engine=None, **settings: stack.enter_context(
+            running(tmp_path / "store", byte_tokenizer, engine or EchoEngine(), **settings)
+        )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend) -> Iterator[Running]:
+    """One server for all tests of a file; what a test changes in it has a name of its own."""
+    with running(tmp_path_factory.mktemp("store"), byte_tokenizer, EchoEngine()) as server:
+        yield server

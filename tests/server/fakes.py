@@ -1,0 +1,176 @@
+"""An engine written by hand: it answers a prompt with itself, so that a test chooses the text by asking for it.
+
+Its next token is a function of the row's own tokens and its prefix, never of its neighbours.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+
+import torch
+
+from batching.types import (
+    Compile,
+    Compiled,
+    ContextTooLong,
+    FinishReason,
+    Request,
+    RequestError,
+    StepOutput,
+    StepStats,
+    TokenLogprob,
+)
+from prefix_store.prefix import BackboneShape
+
+SHAPE = BackboneShape(n_layer=2, n_head=4, head_dim=8, n_positions=128)
+EOS = 256
+FAILING = b"\x07"[0]  # a row fails when this token is its next one
+
+
+class Gate:
+    """Holds the engine before each step, until the test lets it go on: by steps, or for good."""
+
+    def __init__(self) -> None:
+        self._allowed = 0
+        self._num_waiting = 0
+        self._changed = threading.Condition()
+
+    def __call__(self) -> None:
+        with self._changed:
+            self._num_waiting += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._allowed > 0)
+            self._num_waiting -= 1
+            self._allowed -= 1
+
+    def allow(self, num_steps: int) -> None:
+        with self._changed:
+            self._allowed += num_steps
+            self._changed.notify_all()
+
+    def open(self) -> None:
+        self.allow(10**9)
+
+    def wait_until_held(self) -> None:
+        """Returns when the engine stands at the gate and has used up its steps."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._num_waiting > 0 and self._allowed == 0, timeout=20)
+
+
+@dataclass
+class FakeRow:
+    request: Request
+    first_step: int = 0
+    admitted_at: float = 0.0
+    num_done: int = 0
+
+    def next_token_id(self) -> int:
+        prefix = self.request.prefix
+        says = [] if prefix is None else list(prefix.revision[:4].encode())
+        answer = [*says, *self.request.prompt_token_ids, EOS]
+        return answer[min(self.num_done, len(answer) - 1)]
+
+
+@dataclass
+class EchoEngine:
+    """`before_step` runs on the engine thread before each step: to hold it, or to raise."""
+
+    max_num_seqs: int = 4
+    max_model_len: int = 128
+    before_step: Callable[[], None] = lambda: None
+    last_step: StepStats | None = None
+    waiting: list[Request | Compile] = field(default_factory=list)
+    running: list[FakeRow] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    has_aborted: threading.Event = field(default_factory=threading.Event)
+    num_steps: int = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.running)
+
+    @property
+    def num_free_slots(self) -> int:
+        return self.max_num_seqs - len(self.running)
+
+    def check(self, request: Request | Compile) -> None:
+        if isinstance(request, Compile):
+            return
+        prefix, params = request.prefix, request.sampling_params
+        if params.min_new_tokens > params.max_new_tokens:
+            raise RequestError("min_new_tokens is more than max_new_tokens")
+        num_tokens = len(request.prompt_token_ids) + params.max_new_tokens
+        num_tokens += 0 if prefix is None else prefix.num_virtual_tokens
+        if num_tokens > self.max_model_len:
+            raise ContextTooLong(num_tokens, self.max_model_len)
+
+    def add_request(self, request: Request | Compile) -> None:
+        self.check(request)
+        self.waiting.append(request)
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        self.waiting = [request for request in self.waiting if request.request_id != request_id]
+        self.running = [row for row in self.running if row.request.request_id != request_id]
+        self.has_aborted.set()
+
+    def step(self) -> list[StepOutput | Compiled]:
+        self.before_step()
+        self.num_steps += 1
+        outputs: list[StepOutput | Compiled] = []
+        while self.waiting and self.num_free_slots:
+            request = self.waiting.pop(0)
+            if isinstance(request, Compile):
+                outputs.append(compiled(request))
+            else:
+                self.running.append(FakeRow(request, self.num_steps, monotonic()))
+        prefixes = {row.request.prefix and row.request.prefix.revision for row in self.running}
+        num_rows = len(self.running)
+        outputs += [self._advance(row) for row in list(self.running)]
+        self.last_step = StepStats(
+            self.num_steps, num_rows, len(prefixes), 0, num_rows, self.num_waiting, self.num_free_slots, 0.001
+        )
+        return outputs
+
+    def _advance(self, row: FakeRow) -> StepOutput:
+        token_id = row.next_token_id()
+        row.num_done += 1
+        params = row.request.sampling_params
+        reason = FinishReason.STOP if token_id == EOS else None
+        if reason is None and row.num_done == params.max_new_tokens:
+            reason = FinishReason.LENGTH
+        if token_id == FAILING:
+            reason = FinishReason.ERROR
+        if reason is not None:
+            self.running.remove(row)
+        failed = reason is FinishReason.ERROR
+        top = tuple((token_id + i, -1.0 - i) for i in range(params.logprobs or 0))
+        logprobs = (TokenLogprob(token_id, -1.0 - params.choice, top),) if params.logprobs is not None else ()
+        return StepOutput(
+            row.request.request_id,
+            new_token_ids=() if failed else (token_id,),
+            logprobs=() if failed else logprobs,
+            prompt_logprobs=tuple(TokenLogprob(id, -2.0) for id in row.request.prompt_token_ids[1:])
+            if params.prompt_logprobs
+            else (),
+            finish_reason=reason,
+            error="the model gave numbers that are not finite" if failed else None,
+            step=self.num_steps,
+            first_step=row.first_step,
+            admitted_at=row.admitted_at,
+        )
+
+
+def compiled(request: Compile) -> Compiled:
+    T = len(request.embeddings) if request.token_ids is None else len(request.token_ids)  # type: ignore[arg-type]
+    kv = torch.full((SHAPE.n_layer, 2, T, SHAPE.n_head, SHAPE.head_dim), 0.5)
+    return Compiled(request.request_id, kv)

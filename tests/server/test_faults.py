@@ -1,0 +1,250 @@
+"""What happens when clients leave, queues fill, deadlines pass and the engine dies."""
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from tokenizers import Tokenizer
+
+from server.cli import run
+from server.errors import Unavailable
+from server.settings import Settings
+from tests.server.conftest import Running, loader
+from tests.server.fakes import EchoEngine, Gate
+from tests.server.test_generate import events_of
+
+Start = Callable[..., Running]
+
+
+def held(start: Start, **settings: float) -> tuple[Running, Gate]:
+    """A server whose engine stands still until the test lets it go on."""
+    gate = Gate()
+    return start(EchoEngine(before_step=gate), **settings), gate
+
+
+def ask(server: Running, path: str, inputs: str) -> socket.socket:
+    """Send a request and do not wait for its answer."""
+    body = f'{{"inputs": "{inputs}"}}'.encode()
+    connection = socket.create_connection(("127.0.0.1", server.port), 20)
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def assert_all_is_free(server: Running, gate: Gate) -> None:
+    """Let the engine take one more turn, and see that nothing is left in it."""
+    server.wait_for_open_rows(0)
+    gate.allow(1)
+    assert server.engine.has_aborted.wait(20)
+    gate.open()
+    assert server.generate("x")["generated_text"] == "x"
+    assert server.engine.num_free_slots == server.engine.max_num_seqs
+    server.wait_for_open_rows(0)
+
+
+def test_a_client_that_leaves_a_stream_frees_its_slot(start: Start) -> None:
+    server, gate = held(start)
+    gate.allow(2)
+    with server.http.stream("POST", "/generate_stream", json={"inputs": "a long text"}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        server.wait_for_open_rows(1)
+    assert_all_is_free(server, gate)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_a_client_that_leaves_before_the_first_token_frees_its_slot(start: Start, path: str) -> None:
+    server, gate = held(start)
+    connection = ask(server, path, "a long text")
+    server.wait_for_open_rows(1)
+    connection.close()
+    assert_all_is_free(server, gate)
+
+
+def test_a_client_that_leaves_while_it_is_queued_is_forgotten(start: Start) -> None:
+    server, gate = held(start)
+    server.engine.max_num_seqs = 1
+    connections = [ask(server, "/generate", "ab"), ask(server, "/generate", "cd")]
+    server.wait_for_open_rows(2)
+    for connection in connections:
+        connection.close()
+    assert_all_is_free(server, gate)
+
+
+def test_a_full_queue_is_429_with_retry_after(start: Start) -> None:
+    server, gate = held(start, max_queued_per_slot=1)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(server.generate, "ab") for _ in range(8)]
+        server.wait_for_open_rows(8)
+        refused = server.http.post("/generate", json={"inputs": "ab"})
+        assert (refused.status_code, refused.json()["error_type"]) == (429, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert server.http.put("/tasks/late", content=b"x").status_code == 429
+        gate.open()
+        assert {each.result()["generated_text"] for each in asked} == {"ab"}
+    assert "the server holds 8" in server.generate("ab", best_of=9, status=422)["error"]
+
+
+def test_a_wait_in_the_queue_that_is_too_long_is_504(start: Start) -> None:
+    server, gate = held(start, queue_timeout=0.1)
+    error = server.generate("ab", status=504)
+    assert error["error_type"] == "deadline"
+    assert "waited longer than 0.1 s" in error["error"]
+    assert_all_is_free(server, gate)
+
+
+def test_a_request_that_takes_too_long_is_504_or_ends_its_stream(start: Start) -> None:
+    server, gate = held(start, request_timeout=0.3)
+    gate.allow(2)
+    events = events_of(server.http.post("/generate_stream", json={"inputs": "abc"}).text)
+    assert [event.get("error_type") for event in events] == [None] * (len(events) - 1) + ["deadline"]
+    assert server.generate("ab", status=504)["error_type"] == "deadline"
+    assert_all_is_free(server, gate)
+
+
+def test_a_stream_that_waits_gets_keep_alive_comments(start: Start) -> None:
+    server, gate = held(start, keep_alive_interval=0.05)
+    gate.allow(1)
+    with server.http.stream("POST", "/generate_stream", json={"inputs": "ab"}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: ")
+        assert [next(lines), next(lines)] == ["", ": keep-alive"]
+        gate.open()
+        assert events_of("\n".join(lines))[-1]["generated_text"] == "ab"
+
+
+def test_an_upload_whose_client_leaves_publishes_nothing(start: Start) -> None:
+    server, gate = held(start)
+    body = b'{"text": "be brief"}'
+    with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+        head = f"PUT /tasks/left HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        server.wait_for_open_rows(1)
+    assert_all_is_free(server, gate)
+    assert server.http.get("/tasks/left").status_code == 404
+
+
+class Dies(Exception):
+    """What a broken device raises."""
+
+
+def test_a_dead_engine_is_unhealthy_and_every_request_ends_with_an_error(start: Start) -> None:
+    server, gate = held(start)
+    with ThreadPoolExecutor(3) as pool:
+        asked = [
+            pool.submit(server.http.post, path, json={"inputs": "ab"}) for path in ("/generate", "/generate_stream")
+        ]
+        server.wait_for_open_rows(2)
+
+        def die() -> None:
+            raise Dies("device lost")
+
+        server.engine.before_step = die
+        gate.open()
+        for answer in (each.result() for each in asked):
+            if answer.status_code == 200:  # it had its first token already
+                assert events_of(answer.text)[-1]["error_type"] == "unavailable"
+            else:
+                assert (answer.status_code, answer.json()["error_type"]) == (503, "unavailable")
+    health = server.http.get("/health")
+    assert (health.status_code, health.json()["error"]) == (503, "the engine thread died: Dies: device lost")
+    assert server.http.get("/ready").status_code == 503
+    assert server.generate("ab", status=503)["error_type"] == "unavailable"
+    assert server.services.lifecycle.exit_code != 0
+
+
+def test_a_step_that_hangs_is_noticed_and_ends_the_server(start: Start) -> None:
+    server, gate = held(start, engine_stall_timeout=0.2)
+    answer = server.http.post("/generate", json={"inputs": "ab"})
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "unavailable")
+    assert server.http.get("/health").status_code == 503
+    assert server.services.lifecycle.exit_code != 0
+    gate.open()
+
+
+def test_an_idle_or_busy_engine_stays_healthy(start: Start) -> None:
+    server = start(engine_stall_timeout=0.2)
+    idle = threading.Event()
+    idle.wait(0.5)
+    assert server.generate("ab")["generated_text"] == "ab"
+    assert server.http.get("/health").status_code == 200
+
+
+def test_a_draining_server_is_unready_refuses_new_work_and_lets_the_old_end(start: Start) -> None:
+    server, gate = held(start, drain_notice=0.5, drain_timeout=20)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.generate, "ab")
+        gate.wait_until_held()
+        server.on_loop(server.services.lifecycle.drain, lambda: None)
+        while server.http.get("/ready").status_code != 503:
+            pass
+        assert server.http.get("/health").status_code == 200
+        refused = server.http.post("/generate", json={"inputs": "ab"})
+        assert (refused.status_code, refused.json()["error_type"]) == (503, "unavailable")
+        assert refused.headers["retry-after"] == "1"
+        assert server.http.put("/tasks/late", content=b"x").status_code == 503
+        gate.open()
+        assert asked.result()["generated_text"] == "ab"
+
+
+def test_what_is_left_when_the_drain_is_over_ends_with_an_error(start: Start) -> None:
+    server, gate = held(start, drain_notice=0.0, drain_timeout=0.3)
+    gate.allow(1)
+    with server.http.stream("POST", "/generate_stream", json={"inputs": "ab"}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        fail_all = server.services.engine.fail_all
+        server.on_loop(server.services.lifecycle.drain, lambda: fail_all(Unavailable("shutting down")))
+        assert events_of("\n".join(lines)) == [{"error": "shutting down", "error_type": "unavailable"}]
+    gate.open()
+
+
+def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
+    engine = EchoEngine(max_model_len=100_000)
+    server = start(engine, reader_stall_timeout=0.2)
+    body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: x\r\n" + head.encode() + body)
+        assert engine.has_aborted.wait(20)
+        server.wait_for_open_rows(0)
+        assert server.generate("ab")["generated_text"] == "ab"
+
+
+@pytest.mark.parametrize("fault", [Dies("device lost"), None], ids=["dies", "hangs"])
+def test_a_broken_engine_ends_the_process_with_an_error(
+    tmp_path: Path, byte_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], fault: Dies | None
+) -> None:
+    let_go = threading.Event()
+
+    def break_down() -> None:
+        if fault is not None:
+            raise fault
+        let_go.wait(20)
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings(store=tmp_path, port=port, engine_stall_timeout=0.2)
+    load = loader(byte_tokenizer, EchoEngine(before_step=break_down))
+
+    async def ask_and_run() -> tuple[int, httpx.Response]:
+        running = asyncio.create_task(run(settings, load))
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", transport=httpx.AsyncHTTPTransport(retries=10)
+        ) as http:
+            answer = await http.post("/generate", json={"inputs": "ab"})
+        return await running, answer
+
+    exit_code, answer = asyncio.run(ask_and_run())
+    let_go.set()
+    assert exit_code == 1
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "unavailable")
+    assert capsys.readouterr().out == f"http://127.0.0.1:{port}\n"

@@ -1,0 +1,92 @@
+"""Health, readiness, facts, metrics and `/tokenize`."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+from prefix_store.errors import StoreUnavailable
+from tests.server.conftest import Running
+from tests.server.fakes import EchoEngine, Gate
+
+
+def metric(server: Running, name: str) -> float:
+    found = re.search(rf"^polyprefix_{re.escape(name)} (\S+)$", server.http.get("/metrics").text, re.MULTILINE)
+    assert found, name
+    return float(found[1])
+
+
+def test_an_idle_server_is_healthy_and_ready(server: Running) -> None:
+    assert server.http.get("/health").json() == {"status": "ok"}
+    assert server.http.get("/ready").json() == {"status": "ready"}
+    assert server.http.get("/ping").status_code == 200
+
+
+def test_a_store_that_cannot_be_reached_makes_it_degraded(server: Running) -> None:
+    def unreachable() -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    kept, server.services.store.ping = server.services.store.ping, unreachable  # type: ignore[method-assign]
+    answer = server.http.get("/ready")
+    server.services.store.ping = kept  # type: ignore[method-assign]
+    assert (answer.status_code, answer.json()) == (200, {"status": "degraded"})
+
+
+def test_info_tells_the_backbone_and_the_limits(server: Running) -> None:
+    info = server.http.get("/info").json()
+    assert (info["model_id"], info["backbone"], info["fingerprint"]) == ("tiny", "tiny", "f" * 64)
+    assert (info["max_input_length"], info["max_total_tokens"], info["max_best_of"]) == (127, 128, 16)
+
+
+def test_tokens_are_told_with_their_places(server: Running) -> None:
+    answer = server.http.post("/tokenize", json={"inputs": "a b"}).json()
+    assert [(token["id"], token["text"], token["start"], token["stop"]) for token in answer] == [
+        (97, "a", 0, 1),
+        (32, " ", 1, 2),
+        (98, "b", 2, 3),
+    ]
+    assert server.http.post("/tokenize", json={"inputs": "a" * 40_000}).status_code == 422
+
+
+def test_requests_are_counted_by_route_and_status(server: Running) -> None:
+    server.generate("ab")
+    server.generate("ab", status=404, task_id="nobody")
+    server.http.get("/nowhere/at/all")
+    server.http.post("/tasks/nobody/generate", json={"inputs": "a"})
+    assert metric(server, 'requests_total{route="/generate",status="200"}') >= 1
+    assert metric(server, 'requests_total{route="/generate",status="404"}') == 1
+    assert metric(server, 'requests_total{route="unmatched",status="404"}') == 1
+    assert metric(server, 'requests_total{route="/tasks/{task_id}/generate",status="404"}') == 1
+
+
+def test_tokens_steps_and_times_are_counted(start) -> None:  # type: ignore[no-untyped-def]
+    server = start()
+    server.generate("abc")
+    assert metric(server, "prompt_tokens_total") == 3
+    assert metric(server, "generated_tokens_total") == 4
+    assert metric(server, "steps_total") == 4
+    assert metric(server, "mixed_steps_total") == 0
+    assert metric(server, "step_rows_sum") == 4
+    assert metric(server, "free_slots") == 4
+    assert metric(server, "requests_running") == metric(server, "requests_waiting") == 0
+    for name in ("time_to_first_token_seconds", "queue_seconds"):
+        assert metric(server, f"{name}_count") == 1
+    server.upload("poet")
+    server.generate("a", task_id="poet")
+    assert metric(server, "prefix_cache_prefixes") == 1
+    assert metric(server, "prefix_cache_bytes") > 0
+    assert metric(server, "prefix_cache_misses_total") == metric(server, "prefix_cache_loads_total") == 1
+
+
+def test_steps_that_hold_rows_of_different_prefixes_are_counted(start) -> None:  # type: ignore[no-untyped-def]
+    gate = Gate()
+    server = start(EchoEngine(before_step=gate))
+    gate.allow(1)
+    server.upload("poet")
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(server.generate, "ab", adapter_id=name) for name in ("poet", "base")]
+        server.wait_for_open_rows(2)
+        gate.open()
+        [each.result() for each in asked]
+    assert metric(server, "mixed_steps_total") >= 1
+    assert metric(server, 'step_distinct_prefixes_bucket{le="2.0"}') > metric(
+        server, 'step_distinct_prefixes_bucket{le="1.0"}'
+    )

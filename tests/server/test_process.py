@@ -1,0 +1,215 @@
+"""The server as it is run: a process with the real engine on a tiny random GPT-2, real signals, a real port."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import typer
+from safetensors.torch import save
+from typer.testing import CliRunner
+
+from prefix_store.formats import dump
+from server.cli import serve
+from tests.server.test_generate import events_of
+
+COMMAND = [sys.executable, "-m", "server.cli"]
+
+
+@dataclass
+class Process:
+    popen: subprocess.Popen[str]
+    http: httpx.Client
+
+    def end(self, signal_number: int = signal.SIGTERM) -> int:
+        self.popen.send_signal(signal_number)
+        return self.popen.wait(40)
+
+    def generate(self, inputs: str, **parameters: Any) -> dict[str, Any]:
+        answer = self.http.post("/generate", json={"inputs": inputs, "parameters": parameters})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+
+def environment(**settings: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **{f"POLYPREFIX_{name}": value for name, value in settings.items()}}
+
+
+Launch = Callable[..., Process]
+
+
+@contextmanager
+def launcher(model: Path, directory: Path) -> Iterator[Launch]:
+    """Starts servers on free ports, with these `POLYPREFIX_…` settings, on one store; they are killed in the end."""
+    with ExitStack() as stack:
+
+        def launch(**settings: str) -> Process:
+            arguments = [
+                "--model",
+                str(model),
+                "--store",
+                str(directory / "store"),
+                "--port",
+                "0",
+                "--dtype",
+                "float32",
+            ]
+            log = stack.enter_context((directory / "log").open("a"))
+            popen = subprocess.Popen(
+                [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment(**settings)
+            )
+            stack.enter_context(popen)
+            stack.callback(popen.kill)
+            assert popen.stdout is not None
+            url = popen.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:"), (directory / "log").read_text()
+            return Process(popen, stack.enter_context(httpx.Client(base_url=url, timeout=30, trust_env=False)))
+
+        yield launch
+
+
+@pytest.fixture
+def launch(tiny_model: Path, tmp_path: Path) -> Iterator[Launch]:
+    with launcher(tiny_model, tmp_path) as launch:
+        yield launch
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One process for the tests that do not end it."""
+    with launcher(tiny_model, tmp_path_factory.mktemp("process")) as launch:
+        yield launch()
+
+
+def some_prefix(seed: int) -> bytes:
+    kv = torch.randn(2, 2, 5, 4, 8, generator=torch.Generator().manual_seed(seed))
+    return dump(kv, {})
+
+
+def test_tasks_share_steps_and_answer_as_they_do_alone(server: Process) -> None:
+    names = ["poet", "clerk", "chef", "base"]
+    for seed, name in enumerate(names[:3]):
+        assert server.http.put(f"/tasks/{name}", content=some_prefix(seed)).status_code == 201
+
+    def ask(name: str) -> dict[str, Any]:
+        return server.generate("the sea", adapter_id=name, max_new_tokens=40, min_new_tokens=40, details=True)
+
+    alone = [ask(name) for name in names]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, names))
+    assert [each["generated_text"] for each in together] == [each["generated_text"] for each in alone]
+    assert len({each["generated_text"] for each in alone}) == 4
+    mixed = [
+        line for line in server.http.get("/metrics").text.split("\n") if line.startswith("polyprefix_mixed_steps_total")
+    ]
+    assert float(mixed[0].split()[1]) > 0
+
+
+def test_every_way_of_choosing_tokens_is_answered(server: Process) -> None:
+    beams = server.generate("the sea", num_beams=3, max_new_tokens=8, details=True)
+    assert beams["details"]["generated_tokens"] >= 1
+    assert beams["details"]["steps"][1] > beams["details"]["steps"][0]
+    best = server.generate("the sea", best_of=3, do_sample=True, seed=1, max_new_tokens=8, details=True)["details"]
+    assert len(best["best_of_sequences"]) == 2
+    full = server.generate("sea", details=True, decoder_input_details=True, top_n_tokens=3, max_new_tokens=2)["details"]
+    assert [entry["text"] for entry in full["prefill"]] == ["s", "e", "a"]
+    assert [entry["logprob"] is None for entry in full["prefill"]] == [True, False, False]
+    assert [len(tops) for tops in full["top_tokens"]] == [3, 3]
+    assert full["tokens"][0]["logprob"] == pytest.approx(full["top_tokens"][0][0]["logprob"])
+    seeded = [server.generate("sea", temperature=1.5, seed=7, max_new_tokens=16)["generated_text"] for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    streamed = server.http.post("/generate_stream", json={"inputs": "sea", "parameters": {"max_new_tokens": 16}})
+    events = events_of(streamed.text)
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"]
+    assert events[-1]["generated_text"] == server.generate("sea", max_new_tokens=16)["generated_text"]
+
+
+def test_foreign_prompts_and_texts_are_compiled_and_served(server: Process) -> None:
+    text = server.http.put("/tasks/brief", json={"text": "be brief: "})
+    assert (text.status_code, text.json()["num_virtual_tokens"]) == (201, 10)
+    behind = server.generate("hi", adapter_id="brief", max_new_tokens=12)["generated_text"]
+    assert behind == server.generate("be brief: hi", max_new_tokens=12)["generated_text"]
+    soft = save({"prompt_embeddings": torch.randn(4, 32, generator=torch.Generator().manual_seed(0))})
+    assert server.http.put("/tasks/soft", content=soft).json()["kind"] == "prompt_tuning"
+    assert server.generate("hi", adapter_id="soft", max_new_tokens=4)["version"] == 1
+
+
+def test_a_text_that_fills_the_context_is_422(server: Process) -> None:
+    text = server.http.put("/tasks/long", json={"text": "a" * 128})
+    assert (text.status_code, text.json()["error_type"]) == (422, "validation")
+    assert server.http.get("/tasks/long").status_code == 404
+
+
+def test_an_acknowledged_upload_survives_kill_9(launch: Launch) -> None:
+    server = launch()
+    assert server.http.put("/tasks/poet", content=some_prefix(1)).status_code == 201
+    before = server.generate("the sea", adapter_id="poet")
+    server.end(signal.SIGKILL)
+    again = launch()
+    assert again.generate("the sea", adapter_id="poet") == before
+    assert again.http.get("/tasks/poet/prefix").content == some_prefix(1)
+
+
+def test_an_idle_server_ends_with_zero(launch: Launch) -> None:
+    assert launch(DRAIN_NOTICE="0.1").end(signal.SIGINT) == 0
+
+
+def test_a_loaded_server_finishes_what_it_began_and_ends_with_zero(launch: Launch) -> None:
+    server = launch(DRAIN_NOTICE="0.1")
+    body = {"inputs": "sea", "parameters": {"max_new_tokens": 120, "min_new_tokens": 120}}
+    with server.http.stream("POST", "/generate_stream", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.popen.send_signal(signal.SIGTERM)
+        events = events_of("\n".join(lines))
+    assert events[-1]["details"]["generated_tokens"] == 120
+    assert server.popen.wait(40) == 0
+
+
+def test_the_second_signal_ends_it_at_once(launch: Launch) -> None:
+    server = launch(DRAIN_NOTICE="60", DRAIN_TIMEOUT="60")
+    server.popen.send_signal(signal.SIGTERM)
+    while server.http.get("/ready").status_code != 503:
+        pass
+    assert server.end() == -signal.SIGTERM
+
+
+def refused(*options: str, **settings: str) -> str:
+    """What the command says when it refuses to start; run in this process, since it ends at once."""
+    app = typer.Typer()
+    app.command()(serve)
+    environment = {f"POLYPREFIX_{name}": value for name, value in settings.items()}
+    done = CliRunner().invoke(app, ["--port", "0", *options], env=environment)
+    assert done.exit_code in (1, 2), done.output
+    assert isinstance(done.exception, SystemExit)
+    return done.output
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_model / name).read_bytes())
+    said = refused("--model", str(tmp_path), "--store", str(tmp_path / "store"))
+    assert f"polyprefix serve: no tokenizer beside the model {tmp_path}" in said
+
+
+def test_wrong_settings_are_refused_with_their_reason(tiny_model: Path, tmp_path: Path) -> None:
+    model = ("--model", str(tiny_model), "--store", str(tmp_path / "store"))
+    assert "no model could be read" in refused("--model", str(tmp_path / "nowhere"))
+    assert "max_model_len is 129; expected 1 to 128" in refused(*model, "--max-model-len", "129")
+    assert "max_num_seqs" in refused(*model, MAX_NUM_SEQS="many")
+    assert "No such option" in refused(*model, "--no-such-option")
+
+
+def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:
+    port = str(server.http.base_url.port)
+    assert "Address already in use" in refused("--model", str(tiny_model), "--port", port)

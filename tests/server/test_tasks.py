@@ -1,0 +1,206 @@
+"""Tasks over HTTP: upload, read back, versions, settings, deletion."""
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from tests.server.conftest import FINGERPRINT, Running, prefix_file
+from tests.server.fakes import SHAPE
+
+
+def put(server: Running, task_id: str, body: bytes, **headers: str) -> Any:
+    return server.http.put(
+        f"/tasks/{task_id}", content=body, headers={k.replace("_", "-"): v for k, v in headers.items()}
+    )
+
+
+def test_an_upload_is_served_by_the_next_request(server: Running) -> None:
+    body = prefix_file(3, backbone=FINGERPRINT)
+    answer = put(server, "new", body)
+    sha256 = hashlib.sha256(body).hexdigest()
+    assert answer.status_code == 201
+    assert answer.headers["etag"] == f'"{sha256}"'
+    facts = answer.json()
+    assert facts.pop("created_at")
+    assert facts == {
+        "task_id": "new",
+        "version": 1,
+        "sha256": sha256,
+        "kind": "prefix",
+        "num_virtual_tokens": 3,
+        "num_bytes": len(body),
+        "backbone_checked": True,
+    }
+    assert server.generate("ab", adapter_id="new")["version"] == 1
+
+
+def test_the_same_bytes_change_nothing_others_are_the_next_version(server: Running) -> None:
+    first, second = prefix_file(3, 0.1), prefix_file(4, 0.2)
+    answers = [put(server, "twice", body) for body in (first, first, second, first)]
+    assert [(answer.status_code, answer.json()["version"]) for answer in answers] == [
+        (201, 1),
+        (200, 1),
+        (200, 2),
+        (200, 1),
+    ]
+
+
+def test_what_was_uploaded_comes_back_byte_for_byte(server: Running) -> None:
+    first, second = prefix_file(3, 0.1), prefix_file(4, 0.2)
+    put(server, "back", first)
+    put(server, "back", second)
+    latest = server.http.get("/tasks/back/prefix")
+    assert latest.content == second
+    assert latest.headers["content-type"] == "application/octet-stream"
+    assert latest.headers["etag"] == f'"{hashlib.sha256(second).hexdigest()}"'
+    assert server.http.get("/tasks/back/prefix?version=1").content == first
+    assert server.http.get("/tasks/back/prefix?version=3").status_code == 404
+    assert server.http.get("/tasks/back/prefix?version=0").status_code == 422
+
+
+def test_a_file_of_peft_is_read_and_kept_as_it_came(server: Running) -> None:
+    body = save({"prompt_embeddings": torch.full((5, SHAPE.n_layer * 2 * SHAPE.n_embd), 0.1)}, {"format": "pt"})
+    facts = put(server, "peft", body).json()
+    assert (facts["kind"], facts["num_virtual_tokens"], facts["backbone_checked"]) == ("prefix_tuning", 5, False)
+    assert server.http.get("/tasks/peft/prefix").content == body
+    assert server.generate("ab", adapter_id="peft")["version"] == 1
+
+
+def test_prompt_embeddings_are_compiled_by_the_backbone(server: Running) -> None:
+    body = save({"prompt_embeddings": torch.full((6, SHAPE.n_embd), 0.1)})
+    facts = put(server, "soft", body).json()
+    assert (facts["kind"], facts["num_virtual_tokens"], facts["backbone_checked"]) == ("prompt_tuning", 6, False)
+
+
+def test_a_text_is_compiled_into_a_prefix(server: Running) -> None:
+    body = b'{"text": "be brief"}'
+    answer = put(server, "brief", body, content_type="application/json")
+    assert answer.status_code == 201
+    assert (answer.json()["kind"], answer.json()["num_virtual_tokens"]) == ("text", 8)
+    assert answer.json()["backbone_checked"] is True
+    back = server.http.get("/tasks/brief/prefix")
+    assert (back.content, back.headers["content-type"]) == (body, "application/json")
+    again = put(server, "brief", body, content_type="application/json")
+    assert (again.status_code, again.json()["version"]) == (200, 1)
+
+
+@pytest.mark.parametrize("body", [b'{"text": ""}', b'{"text": null}', b'{"text": "a", "url": "b"}', b"{}", b"[]"])
+def test_a_text_upload_that_is_none_is_422(server: Running, body: bytes) -> None:
+    assert put(server, "no", body, content_type="application/json").status_code == 422
+
+
+def test_a_file_that_is_no_prefix_is_422(server: Running) -> None:
+    other = prefix_file(3, backbone="e" * 64)
+    for body in (b"", b"7 bytes", b"<html>", other, prefix_file(3, float("nan")), prefix_file(3)[:-2]):
+        answer = put(server, "no", body)
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert server.http.get("/tasks/no").status_code == 404
+
+
+def test_a_prefix_that_leaves_no_room_for_one_token_is_422(server: Running) -> None:
+    assert "the backbone has 128" in put(server, "no", prefix_file(127)).json()["error"]
+
+
+def test_an_upload_larger_than_any_prefix_is_413(server: Running) -> None:
+    answer = put(server, "no", b"\0" * (300 << 10))
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "too_large")
+
+
+def test_multipart_is_415(server: Running) -> None:
+    assert put(server, "no", b"x", content_type="multipart/form-data; boundary=a").status_code == 415
+
+
+@pytest.mark.parametrize("name", ["base", "tgi", "tiny", ".a", "a" * 129])
+def test_a_name_that_no_task_can_have_is_422(server: Running, name: str) -> None:
+    assert put(server, name, prefix_file()).status_code == 422
+
+
+def test_a_declared_hash_is_compared(server: Running) -> None:
+    body = prefix_file()
+    assert put(server, "hashed", body, x_content_sha256="0" * 64).status_code == 422
+    assert put(server, "hashed", body, x_content_sha256=hashlib.sha256(body).hexdigest().upper()).status_code == 201
+
+
+def test_preconditions_are_honoured(server: Running) -> None:
+    first, second = prefix_file(3, 0.1), prefix_file(3, 0.2)
+    assert put(server, "cas", first, if_match="*").status_code == 412
+    etag = put(server, "cas", first, if_none_match="*").headers["etag"]
+    refused = put(server, "cas", second, if_none_match="*")
+    assert (refused.status_code, refused.json()["error_type"]) == (412, "precondition_failed")
+    assert put(server, "cas", second, if_match='"' + "0" * 64 + '"').status_code == 412
+    assert put(server, "cas", second, if_match=etag).json()["version"] == 2
+    assert server.http.patch("/tasks/cas", json={"version": 1}, headers={"if-match": etag}).status_code == 412
+    assert server.http.delete("/tasks/cas", headers={"if-match": etag}).status_code == 412
+    assert put(server, "cas", second, if_none_match='"abc"').status_code == 422
+
+
+def test_a_rollback_serves_the_older_version(server: Running) -> None:
+    put(server, "roll", prefix_file(3, 0.1))
+    put(server, "roll", prefix_file(3, 0.2))
+    answer = server.http.patch("/tasks/roll", json={"version": 1})
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    assert server.generate("ab", adapter_id="roll")["version"] == 1
+    assert [version["version"] for version in answer.json()["versions"]] == [1, 2]
+    assert server.http.patch("/tasks/roll", json={"version": 9}).status_code == 404
+
+
+def test_settings_are_set_one_by_one_and_cleared_by_null(server: Running) -> None:
+    put(server, "set", prefix_file())
+    config = {"description": "d", "prompt_template": "Q {inputs}", "parameters": {"temperature": 0.5, "top_k": None}}
+    server.http.patch("/tasks/set", json={"config": config})
+    answer = server.http.patch("/tasks/set", json={"config": {"prompt_template": None}}).json()["config"]
+    assert answer == {"description": "d", "prompt_template": None, "parameters": {"temperature": 0.5}}
+    assert server.http.get("/tasks/set").json()["config"] == answer
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"config": {"prompt_template": "none"}},
+        {"config": {"prompt_template": "{inputs}{inputs}"}},
+        {"config": {"parameters": {"details": True}}},
+        {"config": {"parameters": {"top_k": 999}}},
+        {"config": {"who": 1}},
+        {"version": True},
+        {"version": 0},
+        {"version": "1"},
+        {"version": 2**80},
+        {"unknown": 1},
+        [],
+    ],
+)
+def test_a_patch_that_means_nothing_is_422(server: Running, patch: Any) -> None:
+    put(server, "patched", prefix_file())
+    assert server.http.patch("/tasks/patched", json=patch).status_code == 422
+
+
+def test_making_a_task_public_is_an_operators(server: Running) -> None:
+    put(server, "shy", prefix_file())
+    answer = server.http.patch("/tasks/shy", json={"public": True})
+    assert (answer.status_code, answer.json()["error_type"]) == (403, "forbidden")
+
+
+def test_a_deleted_task_is_gone(server: Running) -> None:
+    put(server, "gone", prefix_file())
+    assert server.http.delete("/tasks/gone").status_code == 204
+    for answer in (
+        server.http.get("/tasks/gone"),
+        server.http.delete("/tasks/gone"),
+        server.http.get("/tasks/gone/prefix"),
+    ):
+        assert (answer.status_code, answer.json()["error_type"]) == (404, "not_found")
+    server.generate("ab", status=404, adapter_id="gone")
+
+
+def test_tasks_are_listed_in_pages(start: Any) -> None:
+    server = start()
+    for name in ("b", "a", "c"):
+        server.upload(name)
+    page = server.http.get("/tasks?limit=2").json()
+    assert ([task["task_id"] for task in page["tasks"]], page["next"]) == (["a", "b"], "b")
+    rest = server.http.get("/tasks?limit=2&after=b").json()
+    assert ([task["task_id"] for task in rest["tasks"]], rest["next"]) == (["c"], None)
+    assert server.http.get("/info").json()["num_tasks"] == 3
