@@ -3,7 +3,6 @@
 Weights come from transformers; the forward is ours. Knows nothing of tasks, requests or sampling.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 from batching.attention import AttentionPlan, attend
 from batching.kv_cache import KVCache
 from batching.linear import ACTIVATIONS, Linear, make_linear
+from prefix_store.fingerprint import fingerprint
 from prefix_store.prefix import BackboneShape
 
 # N new tokens of the step, C n_embd, H heads, D head_dim, V vocab_size
@@ -94,7 +94,7 @@ class Backbone:
         return cls(
             name=name,
             shape=BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions),
-            fingerprint=fingerprint(model),
+            fingerprint=fingerprint(model.named_parameters()),
             eos_token_id=config.eos_token_id,
             token_embeddings=weights["transformer.wte.weight"],
             position_embeddings=weights["transformer.wpe.weight"],
@@ -146,17 +146,6 @@ def load_backbone(model: str | Path, device: str = "auto", dtype: str = "auto") 
     return Backbone.from_model(
         loaded, Path(model).name, str(chosen_device), default_dtype(chosen_device) if dtype == "auto" else dtype
     )
-
-
-def fingerprint(model: GPT2LMHeadModel) -> str:
-    """sha256 over the stored parameters by name: name, dtype, shape and bytes of each, without the tied head."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        stored = parameter.detach().cpu().contiguous()
-        header = f"{name}|{str(stored.dtype).removeprefix('torch.')}|{','.join(map(str, stored.shape))}"
-        digest.update(header.encode())
-        digest.update(stored.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def resolve_device(device: str) -> torch.device:

@@ -7,7 +7,8 @@ import torch
 from transformers import BertConfig, GPT2LMHeadModel
 
 from batching.engine import Engine
-from batching.gpt2 import Backbone, BackboneError, fingerprint, load_backbone
+from batching.gpt2 import Backbone, BackboneError, load_backbone
+from prefix_store.fingerprint import fingerprint
 from tests.batching import oracle
 from tests.batching.support import ask, make_model, make_prefix, make_prompt, run, tokens
 
@@ -28,11 +29,11 @@ def test_a_checkpoint_on_disk_answers_as_transformers_does(checkpoint):
 
 
 def test_the_fingerprint_is_that_of_the_stored_weights_whatever_the_serving_dtype(checkpoint):
-    stored = fingerprint(GPT2LMHeadModel.from_pretrained(checkpoint, dtype="auto"))
+    stored = fingerprint(GPT2LMHeadModel.from_pretrained(checkpoint, dtype="auto").named_parameters())
     assert load_backbone(checkpoint, dtype="float32").fingerprint == stored
     assert load_backbone(checkpoint, dtype="bfloat16").fingerprint == stored
-    assert fingerprint(make_model(seed=1).half()) != stored
-    assert fingerprint(make_model()) != stored, "the same numbers in another dtype are another backbone"
+    assert fingerprint(make_model(seed=1).half().named_parameters()) != stored
+    assert fingerprint(make_model().named_parameters()) != stored, "the same numbers in another dtype are another backbone"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
