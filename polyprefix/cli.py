@@ -23,6 +23,10 @@ COMMANDS = {
     "tasks": ("List the tasks that the key may see.", ""),
     "generate": ("Continue a text as a task does, printing it as it is made.", ""),
     "delete": ("Remove a task with all its versions.", ""),
+    "train": ("Tune a prefix for one task on a frozen GPT-2.", "train"),
+    "train-many": ("Tune the prefixes of many tasks over one loaded backbone.", "train"),
+    "evaluate": ("Score a served task on a test set.", "train"),
+    "convert": ("Turn prefix files of other projects into ours, and back.", "train"),
 }
 
 

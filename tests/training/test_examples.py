@@ -1,0 +1,130 @@
+"""The formats of real tasks, each as its authors write it."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from training.errors import BadExamples
+from training.examples import Example, guess_format, read_examples
+
+VAULTS = "name[The Vaults], eatType[pub], priceRange[more than £30], near[Café Adriatic]"
+E2E = f"""mr,ref
+"{VAULTS}","The Vaults is a pub, near Café Adriatic. "
+"{VAULTS}","Near Café Adriatic: The Vaults."
+"name[Blue Spice], customer rating[5 out of 5]",Blue Spice is rated 5.
+"""
+AARHUS = [["Aarhus_Airport", "cityServed", '"Aarhus, Denmark"'], ["Aarhus", "isPartOf", "Denmark"]]
+WEBNLG = json.dumps(
+    {"triples": AARHUS, "refs": [{"text": "One.", "comment": "good"}, {"text": "Won.", "comment": "toFix"}]}
+)
+MARS_HILL = {"tripleset": [["Mars Hill College", "JOINED", "1973"]], "annotations": [{"text": "It joined in 1973."}]}
+DART_XML = """<?xml version='1.0' encoding='utf-8'?>
+<benchmark><entries><entry category="MISC" eid="Id1" size="2"><modifiedtripleset>
+<mtriple>Hawaii Five-O | NOTES | Episode: The Flight</mtriple>
+<mtriple>[TABLECONTEXT] | [TITLE] | Jeff Daniels</mtriple></modifiedtripleset>
+<lex comment="x" lid="Id1">Jeff Daniels played.</lex>
+<lex comment="x" lid="Id2">He played.</lex></entry></entries></benchmark>"""
+
+FILES = {
+    "jsonl": ("a.jsonl", '{"input": "a", "target": "b"}\n\n{"input": "c", "targets": ["d", "e"]}\n'),
+    "tsv": ("a.tsv", "a\tb\na\tc\r\nd\te\u2028f\n"),
+    "e2e": ("a.csv", E2E),
+    "webnlg": ("a.jsonl", WEBNLG + "\n"),
+    "dart json": ("a.json", json.dumps([MARS_HILL])),
+    "dart xml": ("a.xml", DART_XML),
+    "commongen": ("commongen.dev.src_alpha.txt", "field stand look\nfield stand look\nski mountain\n"),
+    "wikisplit": ("a.tsv", "A , and B .\tA . <::::> B .\n"),
+}
+EXPECTED = {
+    "jsonl": [Example("a", ("b",)), Example("c", ("d", "e"))],
+    "tsv": [Example("a", ("b", "c")), Example("d", ("e\u2028f",))],
+    "e2e": [
+        Example(
+            "name : The Vaults | eatType : pub | priceRange : more than £30 | near : Café Adriatic",
+            ("The Vaults is a pub, near Café Adriatic.", "Near Café Adriatic: The Vaults."),
+        ),
+        Example("name : Blue Spice | customer rating : 5 out of 5", ("Blue Spice is rated 5.",)),
+    ],
+    "webnlg": [
+        Example('Aarhus_Airport : cityServed : "Aarhus, Denmark" | Aarhus : isPartOf : Denmark', ("One.",)),
+    ],
+    "dart json": [Example("Mars Hill College : JOINED : 1973", ("It joined in 1973.",))],
+    "dart xml": [
+        Example(
+            "Hawaii Five-O : NOTES : Episode: The Flight | [TABLECONTEXT] : [TITLE] : Jeff Daniels",
+            ("Jeff Daniels played.", "He played."),
+        )
+    ],
+    "commongen": [Example("field stand look", ("One stands.", "He looks.")), Example("ski mountain", ("They ski.",))],
+    "wikisplit": [Example("A , and B .", ("A . B .",))],
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_each_format_is_read_as_its_authors_write_it(tmp_path: Path, case: str, zipped: bool) -> None:
+    name, text = FILES[case]
+    write(tmp_path / name, text, zipped)
+    write(tmp_path / "commongen.dev.tgt.txt", "One stands.\nHe looks.\nThey ski.\n", zipped)
+    path = tmp_path / (name + ".gz" if zipped else name)
+    assert read_examples(path, case.split()[0]) == EXPECTED[case]
+
+
+def write(path: Path, text: str, zipped: bool) -> None:
+    if zipped:
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_bytes(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("format_name", "text", "complaint"),
+    [
+        ("jsonl", '{"input": "a", "target": "b"}\n{"input": "a"}\n', "line 2: expected"),
+        ("jsonl", '{"input": 5, "target": "b"}\n', "line 1: expected"),
+        ("jsonl", '{"input": "a", "targets": []}\n', "line 1: expected"),
+        ("jsonl", "not json\n", "cannot be read as 'jsonl'"),
+        ("jsonl", "[1]\n", "cannot be read as 'jsonl'"),
+        ("jsonl", WEBNLG, "is this WebNLG's own file"),
+        ("tsv", "a\tb\tc\n", "line 1: 3 columns; expected two"),
+        ("e2e", "a,b\n1,2\n", "KeyError"),
+        ("dart", "{}", "holds no examples"),
+        ("jsonl", "", "holds no examples"),
+        ("csv", "", "no format 'csv'; there are jsonl"),
+    ],
+)
+def test_a_file_that_is_something_else_is_refused_with_the_place(
+    tmp_path: Path, format_name: str, text: str, complaint: str
+) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text(text)
+    with pytest.raises(BadExamples, match=complaint):
+        read_examples(path, format_name)
+
+
+def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadExamples, match="No such file"):
+        read_examples(tmp_path / "nothing.jsonl", "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("a.tsv", "tsv"),
+        ("trainset.csv", "e2e"),
+        ("dart-v1.1.1-full-test.xml.gz", "dart"),
+        ("dart.json", "dart"),
+        ("commongen.train.src_alpha.txt", "commongen"),
+    ],
+)
+def test_a_files_name_tells_its_format(name: str, expected: str) -> None:
+    assert guess_format(Path(name)) == expected
+
+
+def test_a_name_that_tells_nothing_asks_for_the_format() -> None:
+    with pytest.raises(BadExamples, match="tells no format; name one with --format"):
+        guess_format(Path("a.txt"))

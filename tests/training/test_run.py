@@ -1,0 +1,183 @@
+"""Runs on disk: what they leave, and that a killed one goes on to the same end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from tensorboardX.proto.event_pb2 import Event
+
+from prefix_store.formats import parse
+from prefix_store.prefix import Prefix
+from tests.training.conftest import Write, quick
+from training.backbone import FrozenBackbone
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.errors import OtherRun
+from training.progress_bar import ProgressBar
+from training.run import Job, run_jobs
+from training.settings import Settings
+
+COMMAND = "import sys, torch, typer; torch.set_num_threads(1); from training.cli import train; typer.run(train)"
+
+
+def make_job(write_pairs: Write, out: Path, settings: Settings, task_id: str = "colours") -> Job:
+    train, dev = write_pairs(f"{task_id}.jsonl", 12, seed=1), write_pairs(f"{task_id}.dev.jsonl", 4, seed=2)
+    return Job(task_id, train, "jsonl", dev, out, settings)
+
+
+def quiet() -> ProgressBar:
+    return ProgressBar(Console(quiet=True))
+
+
+def run(job: Job, backbone: FrozenBackbone, resume: bool = False) -> None:
+    run_jobs([job], backbone, quiet(), resume)
+
+
+def test_a_finished_run_leaves_a_prefix_that_the_store_reads(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "out" / "colours.safetensors", quick(max_steps=6, eval_every=3))
+    run(job, backbone)
+    prefix = parse(job.out.read_bytes(), backbone.shape, backbone.fingerprint)
+    assert isinstance(prefix, Prefix)
+    assert (prefix.kind, prefix.num_virtual_tokens) == ("prefix", 3)
+    assert prefix.metadata["prompt_template"] == " {inputs} <|endoftext|>"
+    assert prefix.metadata["task_id"] == "colours"
+    left = sorted(path.name for path in job.folder.iterdir())
+    assert left == ["loss.png", "losses.csv", "run.json", "tensorboard"], "and the checkpoint is gone"
+
+
+def test_the_record_says_what_was_done(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=6, eval_every=3))
+    run(job, backbone)
+    record = json.loads((job.folder / "run.json").read_text())
+    assert record["made_with"]["backbone"] == backbone.fingerprint
+    assert record["made_with"]["learning_rate"] == 3e-3
+    assert (record["num_steps"], record["stopped_early"], len(record["dev_losses"])) == (6, False, 2)
+    assert record["best_dev_loss"] == min(loss for _, loss in record["dev_losses"])
+    assert record["prefix"]["num_values"] == 2 * 2 * 3 * 32
+    assert record["tokens_per_second"] > 0
+    lines = (job.folder / "losses.csv").read_text().splitlines()
+    assert lines[0] == "step,train,dev"
+    assert len(lines) == 7
+    assert (job.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_finds_every_loss(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=6, eval_every=3))
+    run(job, backbone)
+    (path,) = (job.folder / "tensorboard").iterdir()
+    found = [(value.tag, event.step) for event in read_events(path) for value in event.summary.value]
+    assert [step for tag, step in found if tag == "loss/train"] == [1, 2, 3, 4, 5, 6]
+    assert [step for tag, step in found if tag == "loss/dev"] == [3, 6]
+
+
+def read_events(path: Path) -> list[Event]:
+    """TFRecords: eight bytes of length, four of checksum, the event, four of checksum."""
+    body, events, start = path.read_bytes(), [], 0
+    while start < len(body):
+        length = int.from_bytes(body[start : start + 8], "little")
+        events.append(Event.FromString(body[start + 12 : start + 12 + length]))
+        start += 16 + length
+    return events
+
+
+def command(checkpoint: Path, train: Path, dev: Path, out: Path, *more: str) -> list[str]:
+    options = ["--model", checkpoint, "--data", train, "--valid", dev, "--out", out, "--num-virtual-tokens", "3"]
+    numbers = ["--max-steps", "400", "--eval-every", "40", "--mlp-width", "16", "--learning-rate", "0.003"]
+    exact = ["--precision", "float32", "--device", "cpu"]
+    return [sys.executable, "-c", COMMAND, "colours", *map(str, options), *numbers, *exact, *more]
+
+
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_was_not(
+    write_pairs: Write, tmp_path: Path, checkpoint: Path, backbone: FrozenBackbone
+) -> None:
+    train, dev = write_pairs("train.jsonl", 12, seed=1), write_pairs("dev.jsonl", 4, seed=2)
+    whole = Job("colours", train, "jsonl", dev, tmp_path / "whole.safetensors", quick(max_steps=400, eval_every=40))
+    run(whole, backbone)
+
+    killed = tmp_path / "killed.safetensors"
+    with subprocess.Popen(command(checkpoint, train, dev, killed), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        assert any("step 120 of 400" in line for line in lines), "it tells every evaluation"
+        process.kill()
+    assert not killed.exists(), "killed in the middle"
+    assert (tmp_path / "killed.run" / "checkpoint.pt").exists()
+
+    resumed = subprocess.run(
+        command(checkpoint, train, dev, killed, "--resume"), capture_output=True, text=True, check=True
+    )
+    assert "step 40 of" not in resumed.stderr, "it does not begin again"
+    ended, expected = (json.loads((tmp_path / f"{name}.run" / "run.json").read_text()) for name in ("killed", "whole"))
+    assert ended["final_train_loss"] == pytest.approx(expected["final_train_loss"], rel=1e-5)
+    assert ended["dev_losses"] == [[step, pytest.approx(loss, rel=1e-5)] for step, loss in expected["dev_losses"]]
+    torch.testing.assert_close(tensor_of(killed), tensor_of(whole.out), rtol=1e-4, atol=1e-5)
+
+
+def tensor_of(path: Path) -> torch.Tensor:
+    with safe_open(path, "pt") as file:
+        tensor: torch.Tensor = file.get_tensor("past_key_values")
+    return tensor
+
+
+def test_resuming_with_other_settings_is_refused(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=4))
+    run(job, backbone)
+    other = make_job(write_pairs, job.out, quick(max_steps=4, learning_rate=0.1))
+    with pytest.raises(OtherRun, match=r"another learning_rate \(learning_rate 0.003, now 0.1\)"):
+        run(other, backbone, resume=True)
+
+
+def test_resuming_a_finished_run_leaves_it_as_it_is(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=4))
+    run(job, backbone)
+    written = job.out.stat().st_mtime_ns
+    run(job, backbone, resume=True)
+    assert job.out.stat().st_mtime_ns == written
+    run(job, backbone)
+    assert job.out.stat().st_mtime_ns > written, "without --resume it is trained afresh"
+
+
+def test_resuming_before_the_first_checkpoint_starts_at_the_beginning(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=4))
+    run(job, backbone, resume=True)
+    assert job.out.exists()
+
+
+def test_a_checkpoint_is_whole_or_absent_and_tells_what_it_was_made_with(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    assert load_checkpoint(path, {"seed": 1}) is None
+    save_checkpoint(path, {"made_with": {"seed": 1}, "step": torch.tensor(3)})
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    state = load_checkpoint(path, {"seed": 1})
+    assert state is not None
+    assert state["step"] == 3
+    with pytest.raises(OtherRun, match="another seed"):
+        load_checkpoint(path, {"seed": 2})
+
+
+def test_many_jobs_leave_what_each_would_have_left_alone(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    def jobs(folder: str) -> list[Job]:
+        settings = [quick(max_steps=5), quick(max_steps=9, num_virtual_tokens=6, eval_every=4)]
+        names = ("colours", "places")
+        return [
+            make_job(write_pairs, tmp_path / folder / f"{name}.safetensors", chosen, name)
+            for name, chosen in zip(names, settings, strict=True)
+        ]
+
+    run_jobs(jobs("together"), backbone, quiet())
+    for job in jobs("alone"):
+        run(job, backbone)
+    for mixed, single in zip(jobs("together"), jobs("alone"), strict=True):
+        torch.testing.assert_close(tensor_of(mixed.out), tensor_of(single.out), rtol=1e-2, atol=1e-3)

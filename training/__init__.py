@@ -1,0 +1,1 @@
+"""Makes prefixes: prefix-tuning on a frozen backbone, and evaluation."""

@@ -1,0 +1,45 @@
+"""Keeps a run's state on disk, so that a killed run goes on where it was.
+
+Knows files. A checkpoint appears whole or not at all, and is read without unpickling code (`weights_only=True`).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import OtherRun
+
+State = dict[str, Any]  # tensors, numbers, texts, and lists and dicts of them
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    """Write beside the file, flush to the disk, then rename over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None:
+    """Read the state, on the CPU; None when there is none. Raises `OtherRun` unless it was `made_with` the same."""
+    if not path.exists():
+        return None
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    check_same_run(path, state["made_with"], made_with)
+    return state
+
+
+def check_same_run(path: Path, found: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    if differing:
+        name = differing[0]
+        raise OtherRun(
+            f"{path} was made with another {', '.join(differing)} ({name} {found.get(name)!r}, now {expected[name]!r})"
+            "; give the same again, or leave --resume out to start afresh"
+        )

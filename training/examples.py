@@ -1,0 +1,176 @@
+"""Reads examples, an input and its targets each, from the files of real tasks.
+
+Knows the formats by name. Knows nothing of prompt templates or tokens. Any file may be gzipped (`.gz`).
+"""
+
+import csv
+import gzip
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.errors import BadExamples
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One input and every text that answers it, at least one."""
+
+    inputs: str
+    targets: tuple[str, ...]
+
+
+def read_examples(path: Path, format_name: str) -> list[Example]:
+    """Read a file in one of `FORMATS`. Raises `BadExamples`, which says where and what was expected."""
+    check_format(format_name)
+    try:
+        examples = list(FORMATS[format_name](path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
+        reason = str(error) if isinstance(error, BadExamples | OSError) else repr(error)
+        raise BadExamples(f"{path} cannot be read as {format_name!r}: {reason}") from error
+    if not examples:
+        raise BadExamples(f"{path} holds no examples")
+    return examples
+
+
+def check_format(name: str) -> None:
+    if name not in FORMATS:
+        raise BadExamples(f"no format {name!r}; there are {', '.join(FORMATS)}")
+
+
+def guess_format(path: Path) -> str:
+    """The format that a file's name stands for; `webnlg` and `wikisplit` have to be named."""
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    suffix = suffixes[-1] if suffixes else ""
+    by_suffix = {".jsonl": "jsonl", ".tsv": "tsv", ".csv": "e2e", ".json": "dart", ".xml": "dart"}
+    if "src_alpha" in path.name:
+        return "commongen"
+    if suffix not in by_suffix:
+        raise BadExamples(f"the name {path.name!r} tells no format; name one with --format: {', '.join(FORMATS)}")
+    return by_suffix[suffix]
+
+
+def read_jsonl(path: Path) -> Iterator[Example]:
+    """`{"input": "…", "target": "…"}` or `{"input": "…", "targets": ["…", …]}` a line."""
+    for number, line in enumerate(read_lines(path), start=1):
+        record = json.loads(line)
+        targets = record.get("targets", [record["target"]] if "target" in record else [])
+        texts = [record.get("input"), *targets]
+        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            expected = '{"input": text, "target": text} or {"input": text, "targets": [texts]}'
+            hint = "; is this WebNLG's own file (--format webnlg)?" if "triples" in record else ""
+            raise BadExamples(f"line {number}: expected {expected}{hint}")
+        yield Example(record["input"], tuple(targets))
+
+
+def read_tsv(path: Path) -> Iterator[Example]:
+    """Input, a tab, target; rows of the same input one after another are one example with several targets."""
+    return grouped(two_columns(path))
+
+
+def read_e2e(path: Path) -> Iterator[Example]:
+    """The E2E challenge's CSV, `mr,ref`: `name[The Vaults], eatType[pub]` -> `name : The Vaults | eatType : pub`."""
+    with open_text(path) as file:
+        rows = [(record["mr"], record["ref"].strip()) for record in csv.DictReader(file)]
+    return grouped((render_record(mr), text) for mr, text in rows)
+
+
+def render_record(mr: str) -> str:
+    slots: list[tuple[str, str]] = re.findall(r"(\w[\w ]*)\[(.*?)\]", mr)
+    return " | ".join(f"{name} : {value}" for name, value in slots)
+
+
+def read_webnlg(path: Path) -> Iterator[Example]:
+    """WebNLG 2017 as JSON lines, `{"triples": [[s, p, o], …], "refs": [{"text", "comment"}, …]}`.
+
+    References that the annotators marked as to be fixed are left out, as the challenge's own evaluation does.
+    """
+    for line in read_lines(path):
+        record = json.loads(line)
+        texts = [ref["text"] for ref in record["refs"] if ref.get("comment", "good") == "good"]
+        if texts:
+            yield Example(render_triples(record["triples"]), tuple(texts))
+
+
+def read_dart(path: Path) -> Iterator[Example]:
+    """DART, its JSON (`tripleset`, `annotations`) or its XML (`mtriple`, `lex`)."""
+    if ".xml" in path.suffixes:
+        return read_dart_xml(path)
+    with open_text(path) as file:
+        records: list[dict[str, Any]] = json.load(file)
+    return (
+        Example(render_triples(record["tripleset"]), tuple(note["text"] for note in record["annotations"]))
+        for record in records
+        if record["annotations"]
+    )
+
+
+def read_dart_xml(path: Path) -> Iterator[Example]:
+    with open_text(path) as file:
+        entries = ElementTree.parse(file).getroot().iter("entry")
+    for entry in entries:
+        triples = [(element.text or "").split(" | ") for element in entry.iter("mtriple")]
+        texts = tuple(element.text or "" for element in entry.iter("lex"))
+        if texts:
+            yield Example(render_triples(triples), texts)
+
+
+def render_triples(triples: Iterable[Iterable[str]]) -> str:
+    """`s : p : o | s : p : o`, the authors' form for WebNLG and DART."""
+    return " | ".join(" : ".join(part.strip() for part in triple) for triple in triples)
+
+
+def read_commongen(path: Path) -> Iterator[Example]:
+    """CommonGen's two parallel files: `path` is `….src_alpha.txt`, the sentences are beside it in `….tgt.txt`."""
+    targets = path.with_name(path.name.replace("src_alpha", "tgt"))
+    return grouped(zip(read_lines(path), read_lines(targets), strict=True))
+
+
+def read_wikisplit(path: Path) -> Iterator[Example]:
+    """WikiSplit: a long sentence, a tab, two sentences with ` <::::> ` between them, which becomes a space."""
+    return grouped((whole, parts.replace(" <::::> ", " ")) for whole, parts in two_columns(path))
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[Example]]] = {
+    "jsonl": read_jsonl,
+    "tsv": read_tsv,
+    "e2e": read_e2e,
+    "webnlg": read_webnlg,
+    "dart": read_dart,
+    "commongen": read_commongen,
+    "wikisplit": read_wikisplit,
+}
+
+
+def grouped(rows: Iterable[tuple[str, str]]) -> Iterator[Example]:
+    """One example per distinct input, in the order of their first rows, as the challenges group references."""
+    targets: dict[str, list[str]] = {}
+    for inputs, target in rows:
+        targets.setdefault(inputs, []).append(target)
+    return (Example(inputs, tuple(texts)) for inputs, texts in targets.items())
+
+
+def two_columns(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(read_lines(path), start=1):
+        columns = line.split("\t")
+        if len(columns) != 2:
+            raise BadExamples(f"line {number}: {len(columns)} columns; expected two, a tab between them")
+        yield columns[0], columns[1]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    with open_text(path) as file:
+        for line in file:
+            if text := line.rstrip("\r\n"):
+                yield text
+
+
+def open_text(path: Path) -> Any:
+    """UTF-8, lines ending in \\n only: a text may hold U+2028 and the like."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")

@@ -1,0 +1,61 @@
+"""Reads `tasks.toml`, the list of tasks that `polyprefix train-many` trains together.
+
+Knows the file's keys, and refuses others. Knows nothing of training.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from training.errors import BadSettings
+from training.examples import guess_format
+from training.run import Job
+from training.settings import PRESETS, make_settings
+
+TOP_KEYS = {"out", "defaults", "tasks"}
+FILE_KEYS = {"data", "valid", "format"}
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """Paths in the file are relative to its folder. Raises `BadSettings`, which names the task and the key."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadSettings(f"{path} cannot be read: {error}") from error
+    unknown = sorted(set(content) - TOP_KEYS)
+    tasks = content.get("tasks")
+    if unknown or not isinstance(tasks, dict) or not tasks:
+        raise BadSettings(f"{path}: expected out, [defaults] and at least one [tasks.NAME]; found {sorted(content)}")
+    folder = path.parent / content.get("out", "prefixes")
+    defaults = content.get("defaults", {})
+    return [make_job(task_id, {**defaults, **own}, path.parent, folder) for task_id, own in tasks.items()]
+
+
+def make_job(task_id: str, keys: dict[str, Any], base: Path, folder: Path) -> Job:
+    """One task from its keys: `data`, `valid`, `format`, `preset`, and any setting by its name."""
+    if "data" not in keys:
+        raise BadSettings(f"task {task_id}: data is missing; expected the path of its training examples")
+    data = base / keys["data"]
+    preset = keys.get("preset")
+    given = {name: value for name, value in keys.items() if name not in FILE_KEYS | {"preset"}}
+    try:
+        settings = make_settings(preset, given)
+    except BadSettings as error:
+        raise BadSettings(f"task {task_id}: {error}") from error
+    return Job(
+        task_id,
+        data,
+        keys.get("format") or choose_format(preset, data),
+        base / keys["valid"] if "valid" in keys else None,
+        folder / f"{task_id}.safetensors",
+        settings,
+    )
+
+
+def choose_format(preset: str | None, data: Path) -> str:
+    """The format that goes with a preset, if the file can be one; else what the file's name stands for."""
+    suffixes = {"e2e": ".csv", "webnlg": ".jsonl", "dart": ".json"}
+    assert set(suffixes) < set(PRESETS)
+    if preset in suffixes and suffixes[preset] in data.suffixes:
+        return preset
+    return guess_format(data)

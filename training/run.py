@@ -1,0 +1,213 @@
+"""A run on disk: what it was made with, its checkpoints, and what it leaves behind.
+
+Knows files and versions. For `prefixes/e2e.safetensors` everything else lies in `prefixes/e2e.run/`: `run.json`,
+`losses.csv`, `loss.png`, `tensorboard/`, and `checkpoint.pt` until the run is finished.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from prefix_store.formats import dump
+from prefix_store.names import is_task_id
+from training.backbone import FrozenBackbone
+from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from training.curves import EventLog, draw_curves, write_curves
+from training.encoding import Encoded, encode
+from training.errors import BadSettings
+from training.examples import check_format, read_examples
+from training.progress_bar import ProgressBar
+from training.settings import Settings
+from training.task_training import TaskTraining
+from training.train import DEFAULT_ROWS_PER_PASS, train_together
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task to be trained: from which files, how, and where the prefix goes."""
+
+    task_id: str
+    data: Path
+    format_name: str
+    valid: Path | None
+    out: Path
+    settings: Settings
+
+    def __post_init__(self) -> None:
+        check_format(self.format_name)
+        if not is_task_id(self.task_id):
+            raise BadSettings(f"{self.task_id!r} is no task id: expected letters, digits, '.', '_' and '-' alone")
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_suffix(".run")
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+
+class Run:
+    """One job with its training; writes the checkpoints, and at the end the prefix and its record."""
+
+    def __init__(self, job: Job, backbone: FrozenBackbone, resume: bool) -> None:
+        self.job = job
+        self._backbone = backbone
+        self._made_with = made_with(job, backbone)
+        self.training = TaskTraining(job.task_id, backbone, job.settings, *encode_both(job, backbone))
+        if resume:
+            self._resume()
+        else:
+            shutil.rmtree(job.folder, ignore_errors=True)  # what an earlier run left
+        self._events = EventLog(job.folder / "tensorboard", self.training.progress.step)
+
+    def stepped(self) -> None:
+        progress, settings = self.training.progress, self.job.settings
+        step, loss = progress.train_losses[-1]
+        self._events.add("loss/train", loss, step)
+        if self.training.is_to_be_evaluated or step % settings.checkpoint_every == 0:
+            save_checkpoint(self.job.checkpoint, {"made_with": self._made_with, **self.training.state()})
+
+    def evaluated(self) -> None:
+        step, loss = self.training.progress.dev_losses[-1]
+        self._events.add("loss/dev", loss, step)
+
+    def finished(self) -> None:
+        """Write the prefix first: whatever happens after it, the work is not lost."""
+        body = dump(self.training.result, self._metadata())
+        self.job.out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.job.out.with_name(self.job.out.name + ".unfinished")
+        unfinished.write_bytes(body)
+        unfinished.replace(self.job.out)
+        progress = self.training.progress
+        draw_curves(self.job.folder / "loss.png", self.job.task_id, progress.train_losses, progress.dev_losses)
+        write_curves(self.job.folder / "losses.csv", progress.train_losses, progress.dev_losses)
+        self._events.close()
+        record = json.dumps(self._record(body), indent=2, ensure_ascii=False)
+        (self.job.folder / "run.json").write_text(record + "\n", encoding="utf-8")
+        self.job.checkpoint.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        state = load_checkpoint(self.job.checkpoint, self._made_with)
+        if state is not None:
+            self.training.load_state(state)
+
+    def _metadata(self) -> dict[str, str]:
+        """What the prefix file says of itself, all texts."""
+        settings, progress = self.job.settings, self.training.progress
+        facts = {
+            "backbone": self._backbone.fingerprint,
+            "backbone_name": self._backbone.name,
+            "task_id": self.job.task_id,
+            "prompt_template": settings.prompt_template,
+            "steps": progress.best_step or progress.step,
+            "learning_rate": settings.learning_rate,
+            "batch_size": settings.batch_size,
+            "seed": settings.seed,
+        }
+        if progress.dev_losses:
+            facts["dev_loss"] = round(progress.best_dev_loss, 6)
+        return {name: str(fact) for name, fact in facts.items()}
+
+    def _record(self, body: bytes) -> dict[str, Any]:
+        training, progress = self.training, self.training.progress
+        return {
+            "task_id": self.job.task_id,
+            "made_with": self._made_with,
+            "prefix": {
+                "path": str(self.job.out),
+                "sha256": hashlib.sha256(body).hexdigest(),
+                "step": progress.best_step or progress.step,
+                "num_values": training.result.numel(),
+            },
+            "train": pairs_told(self.job.data, training.train),
+            "valid": None if training.dev is None else pairs_told(self.job.valid, training.dev),
+            "num_trained_values": sum(p.numel() for p in training.prefix.parameters() if p.requires_grad),
+            "device": str(self._backbone.device),
+            "num_steps": progress.step,
+            "stopped_early": training.stopped_early,
+            "seconds": round(progress.seconds, 3),
+            "num_tokens": progress.num_tokens,
+            "tokens_per_second": round(progress.tokens_per_second, 1),
+            "final_train_loss": progress.train_losses[-1][1],
+            "best_dev_loss": progress.best_dev_loss if progress.dev_losses else None,
+            "dev_losses": progress.dev_losses,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "polyprefix")},
+        }
+
+
+class Runs:
+    """Passes on what training tells to the task's own run and to the progress bar."""
+
+    def __init__(self, runs: Sequence[Run], bar: ProgressBar) -> None:
+        self._runs = {run.job.task_id: run for run in runs}
+        self._bar = bar
+
+    def stepped(self, training: TaskTraining) -> None:
+        self._runs[training.task_id].stepped()
+        self._bar.show(training)
+
+    def evaluated(self, training: TaskTraining) -> None:
+        self._runs[training.task_id].evaluated()
+        self._bar.note(training)
+
+    def finished(self, training: TaskTraining) -> None:
+        self._runs[training.task_id].finished()
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    backbone: FrozenBackbone,
+    bar: ProgressBar,
+    resume: bool = False,
+    rows_per_pass: int = DEFAULT_ROWS_PER_PASS,
+) -> None:
+    """Train all jobs over one backbone, in shared passes. With `resume`, finished ones are left as they are."""
+    waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
+    runs = [Run(job, backbone, resume) for job in waiting]
+    with bar:
+        train_together(backbone, [run.training for run in runs], Runs(runs, bar), rows_per_pass)
+
+
+def is_finished(job: Job, backbone: FrozenBackbone) -> bool:
+    """Whether this very run was brought to its end before. Raises `OtherRun` if another one was."""
+    record = job.folder / "run.json"
+    if job.checkpoint.exists() or not record.exists() or not job.out.exists():
+        return False
+    check_same_run(record, json.loads(record.read_text(encoding="utf-8"))["made_with"], made_with(job, backbone))
+    return True
+
+
+def made_with(job: Job, backbone: FrozenBackbone) -> dict[str, Any]:
+    """All that a run's result depends on."""
+    return {
+        "backbone": backbone.fingerprint,
+        "precision": backbone.precision,
+        "format": job.format_name,
+        "data": file_sha256(job.data),
+        "valid": None if job.valid is None else file_sha256(job.valid),
+        **dataclasses.asdict(job.settings),
+    }
+
+
+def encode_both(job: Job, backbone: FrozenBackbone) -> tuple[Encoded, Encoded | None]:
+    def read(path: Path) -> Encoded:
+        examples = read_examples(path, job.format_name)
+        return encode(examples, backbone, job.settings.prompt_template, job.settings.num_virtual_tokens)
+
+    return read(job.data), None if job.valid is None else read(job.valid)
+
+
+def pairs_told(path: Path | None, encoded: Encoded) -> dict[str, Any]:
+    return {"path": str(path), "num_pairs": len(encoded.pairs), "num_too_long": encoded.num_too_long}
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""One task in training: its data, its module, its optimizer, and how far it is.
+
+Knows one task. Knows nothing of the others that may share its forward passes, nor of files.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from training.backbone import FrozenBackbone
+from training.checkpoint import State
+from training.encoding import Encoded, Pair, shuffled
+from training.prefix_tuning import TunedPrefix
+from training.settings import Settings
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is, and how it went; all of it numbers, so that a checkpoint can hold it.
+
+    `train_losses` and `dev_losses` are (step, mean cross-entropy of an answer token). `worse_evaluations` counts those
+    since the best one. `seconds` and `num_tokens` (prompts and answers) are of training alone, without evaluation.
+    """
+
+    step: int = 0
+    train_losses: list[tuple[int, float]] = field(default_factory=list)
+    dev_losses: list[tuple[int, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_dev_loss: float = math.inf
+    worse_evaluations: int = 0
+    seconds: float = 0.0
+    num_tokens: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+
+class TaskTraining:
+    """`next_pairs` gives a step's rows, whoever runs them accumulates their gradients, `update` ends the step."""
+
+    def __init__(
+        self, task_id: str, backbone: FrozenBackbone, settings: Settings, train: Encoded, dev: Encoded | None
+    ) -> None:
+        self.task_id = task_id
+        self.settings = settings
+        self.train = train
+        self.dev = dev
+        self.prefix = TunedPrefix(backbone, settings)
+        self.progress = Progress()
+        self._best: Tensor | None = None
+        self._optimizer = torch.optim.AdamW(
+            self.prefix.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._epoch: tuple[int, list[Pair]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.train.pairs) / self.settings.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        return self.settings.max_steps or self.settings.epochs * self.steps_per_epoch
+
+    @property
+    def stopped_early(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and self.progress.worse_evaluations >= patience
+
+    @property
+    def is_done(self) -> bool:
+        return self.progress.step >= self.num_steps or self.stopped_early
+
+    @property
+    def is_to_be_evaluated(self) -> bool:
+        """Whether the step that just ended calls for a dev loss; the last one always does."""
+        every = self.settings.eval_every or self.steps_per_epoch
+        return self.dev is not None and (self.progress.step % every == 0 or self.progress.step == self.num_steps)
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the next step: linearly up over the warm-up, then linearly down to zero."""
+        step, warmup, peak = self.progress.step, self.settings.warmup_steps, self.settings.learning_rate
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        return peak * (self.num_steps - step) / max(1, self.num_steps - warmup)
+
+    def next_pairs(self) -> Sequence[Pair]:
+        """The rows of the next step, a function of seed and step alone."""
+        epoch, index = divmod(self.progress.step, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, shuffled(self.train.pairs, self.settings.seed, epoch))
+        size = self.settings.batch_size
+        return self._epoch[1][index * size : (index + 1) * size]
+
+    def update(self, train_loss: float) -> None:
+        """One step of AdamW on the gradients that were accumulated, clipped to `max_grad_norm`."""
+        torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.settings.max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.progress.step += 1
+        self.progress.train_losses.append((self.progress.step, train_loss))
+
+    def take_dev_loss(self, dev_loss: float) -> None:
+        """Keep the prefix if it is the best one so far."""
+        progress = self.progress
+        progress.dev_losses.append((progress.step, dev_loss))
+        if dev_loss < progress.best_dev_loss:
+            progress.best_step, progress.best_dev_loss, progress.worse_evaluations = progress.step, dev_loss, 0
+            self._best = self.current()
+        else:
+            progress.worse_evaluations += 1
+
+    @torch.no_grad()
+    def current(self) -> Tensor:
+        """The keys and values as they are now, `[n_layer, 2, P, H, D]` on the CPU."""
+        prefix: Tensor = self.prefix()
+        return prefix.detach().cpu().clone()
+
+    @property
+    def result(self) -> Tensor:
+        """The best keys and values by dev loss; the last ones where there is no dev set."""
+        return self.current() if self._best is None else self._best
+
+    def state(self) -> State:
+        progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
+        return {
+            "prefix": self.prefix.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "progress": progress,
+            "best": self._best,
+        }
+
+    def load_state(self, state: State) -> None:
+        self.prefix.load_state_dict(state["prefix"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self._best = state["best"]
