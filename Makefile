@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_ARGS ?=
 BENCH ?= engine
 
-.PHONY: venv demo test check format bench
+.PHONY: venv demo test check format bench torture
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -35,3 +35,7 @@ format: venv
 
 bench: venv
 	$(BIN)/python -m benchmarks.$(BENCH)
+
+# The long form of the reliability tests: kills, failing system calls, flipped bits. Needs strace.
+torture: venv
+	$(BIN)/python -m pytest -m torture tests

@@ -3,18 +3,16 @@
 Knows names and bytes. Knows nothing of prefixes, tasks, versions or hashes.
 """
 
-import errno
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
-from prefix_store.errors import CorruptPrefix, OutOfSpace, StoreUnavailable
+from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
+from prefix_store.errors import CorruptPrefix
 from prefix_store.names import tenant_folder
 
 _TEMPORARY = ".tmp"
-_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class DirectoryBlobs:
@@ -25,9 +23,9 @@ class DirectoryBlobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        with _os_errors(f"opening {root}"):
-            _make_directory(root)
-            _fsync_directory(root)  # holds the folders that a killed process made and did not live to sync
+        with os_errors(f"opening {root}"):
+            make_directory(root)
+            fsync_directory(root)  # holds the folders that a killed process made and did not live to sync
             for left_behind in root.glob(f"*/*{_TEMPORARY}"):  # by a process that was killed
                 left_behind.unlink(missing_ok=True)
 
@@ -36,73 +34,56 @@ class DirectoryBlobs:
 
         A file that is there already is written again, which repairs it if it was damaged.
         """
-        with _os_errors(f"writing {name}"):
+        with os_errors(f"writing {name}"):
             folder = self._folder(tenant)
-            _make_directory(folder)
+            make_directory(folder)
             temporary = folder / f"{name}.{secrets.token_hex(8)}{_TEMPORARY}"
             try:
-                _write_durably(temporary, body)
+                write_durably(temporary, body)
                 temporary.replace(folder / name)
             except BaseException:
                 with suppress(OSError):  # the first failure is the one to tell
                     temporary.unlink(missing_ok=True)
                 raise
-            _fsync_directory(folder)
+            fsync_directory(folder)
 
     def read(self, tenant: str, name: str) -> bytes:
-        with _os_errors(f"reading {name}"):
+        with os_errors(f"reading {name}"):
             try:
-                return (self._folder(tenant) / name).read_bytes()
+                return self.path(tenant, name).read_bytes()
             except FileNotFoundError as error:
                 raise CorruptPrefix(name, "is missing") from error
 
     def delete(self, tenant: str, name: str) -> None:
         """A file that is not there is as good as deleted."""
-        with _os_errors(f"deleting {name}"):
-            (self._folder(tenant) / name).unlink(missing_ok=True)
+        with os_errors(f"deleting {name}"):
+            self.path(tenant, name).unlink(missing_ok=True)
+
+    def sizes(self, tenant: str) -> dict[str, int]:
+        """The tenant's files and their bytes, without reading them."""
+        with os_errors(f"listing the files of {tenant!r}"):
+            return {path.name: path.stat().st_size for path in self._folder(tenant).glob("*")}
+
+    def path(self, tenant: str, name: str) -> Path:
+        return self._folder(tenant) / name
+
+    def remove_others(self, needed: Collection[Path], written_before: float) -> int:
+        """Remove files, of any tenant, that are not in `needed` and older than that moment (seconds since 1970).
+
+        Returns how many bytes that were.
+        """
+        num_bytes = 0
+        with os_errors(f"sweeping {self._root}"):
+            for path in self._root.glob("*/*"):
+                found = path.stat()
+                if path not in needed and found.st_mtime < written_before and path.is_file():
+                    path.unlink()
+                    num_bytes += found.st_size
+        return num_bytes
 
     def ping(self) -> None:
-        with _os_errors(f"looking at {self._root}"):
+        with os_errors(f"looking at {self._root}"):
             self._root.stat()
 
     def _folder(self, tenant: str) -> Path:
         return self._root / tenant_folder(tenant)
-
-
-def _make_directory(folder: Path) -> None:
-    """Make a folder, and those above it, so that they last."""
-    if folder.is_dir():
-        return
-    _make_directory(folder.parent)
-    folder.mkdir(exist_ok=True)
-    try:
-        _fsync_directory(folder.parent)
-    except OSError:
-        folder.rmdir()  # so that the next write makes, and syncs, it anew
-        raise
-
-
-def _write_durably(path: Path, body: bytes) -> None:
-    # Not retried: after a failed fsync the kernel has marked the pages clean, and a second one would say "done".
-    with path.open("xb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _fsync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _os_errors(action: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_IS_FULL:
-            raise OutOfSpace(f"{action}: the disk is full; nothing was kept") from error
-        raise StoreUnavailable(f"{action}: {error.strerror or error}") from error

@@ -1,7 +1,9 @@
 """What can go wrong with prefixes and their store, as one small tree. Knows nothing of HTTP.
 
 The caller's mistakes: `InvalidPrefix`, `InvalidTaskId`, `UnknownTask`, `UnknownVersion`, `StaleVersion`,
-`PreconditionFailed`. The machine's: `OutOfSpace`, `StoreUnavailable`, `CorruptPrefix`.
+`PreconditionFailed`, `QuotaExceeded`, `Unauthorized`, and `PublicNameTaken`, `InvalidTenant`, `UnknownTenant`,
+`TenantExists` and `UnknownKey` of an operator. The machine's: `OutOfSpace`, `StoreUnavailable`, `CorruptPrefix`,
+`CorruptRecord`, `Quarantined`, and `StoreInUse` and `SchemaTooNew` at opening.
 """
 
 
@@ -51,6 +53,53 @@ class PreconditionFailed(StoreError):
         self.actual = actual
 
 
+class QuotaExceeded(StoreError):
+    """A tenant would have more than its limit; nothing was kept. `what` is "tasks" or "bytes"."""
+
+    def __init__(self, tenant: str, what: str, wanted: int, limit: int) -> None:
+        super().__init__(f"this would make {wanted} {what}, and {tenant!r} may have {limit}: delete what is not needed")
+        self.tenant = tenant
+        self.what = what
+        self.wanted = wanted
+        self.limit = limit
+
+
+class PublicNameTaken(StoreError):
+    def __init__(self, task_id: str, owner: str) -> None:
+        super().__init__(f"{task_id!r} is already public as a task of {owner!r}; one name means one public task")
+        self.task_id = task_id
+        self.owner = owner
+
+
+class InvalidTenant(StoreError):
+    """A name, a weight or a limit that no tenant can have, or a key's scopes that mean nothing."""
+
+
+class UnknownTenant(StoreError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no tenant {name!r}")
+        self.name = name
+
+
+class TenantExists(StoreError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a tenant {name!r} already")
+        self.name = name
+
+
+class UnknownKey(StoreError):
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key {key_id!r}")
+        self.key_id = key_id
+
+
+class Unauthorized(StoreError):
+    """No key that is good now. Unknown, wrong, expired, revoked or of a disabled tenant: it never says which."""
+
+    def __init__(self) -> None:
+        super().__init__("no valid API key; send one as 'Authorization: Bearer pp_…'")
+
+
 class OutOfSpace(StoreError):
     """The disk is full; nothing was kept."""
 
@@ -69,3 +118,40 @@ class CorruptPrefix(StoreError):
     def __init__(self, name: str, what: str) -> None:
         super().__init__(f"the stored file {name} {what}; upload it again to repair it")
         self.name = name
+
+
+class CorruptRecord(StoreError):
+    """A row of the registry is not what was written. Other rows, and their tasks, are not concerned."""
+
+    def __init__(self, table: str, key: str) -> None:
+        super().__init__(
+            f"the record of {key} in {table} is damaged: delete it and write it again, or restore a backup"
+        )
+        self.table = table
+        self.key = key
+
+
+class Quarantined(StoreError):
+    """The version was taken out of service; `reason` says why."""
+
+    def __init__(self, task_id: str, version: int, reason: str) -> None:
+        super().__init__(
+            f"version {version} of task {task_id!r} is quarantined ({reason}): upload it again or serve another version"
+        )
+        self.task_id = task_id
+        self.version = version
+        self.reason = reason
+
+
+class StoreInUse(StoreError):
+    """Another process has the directory open."""
+
+
+class SchemaTooNew(StoreError):
+    def __init__(self, found: str, newest: str) -> None:
+        super().__init__(
+            f"the registry has schema {found} and this release knows up to {newest}: "
+            "a newer release wrote it, so run that one, or restore a backup made before it"
+        )
+        self.found = found
+        self.newest = newest

@@ -3,6 +3,7 @@
 Knows keys and what was last read or written under them. Knows nothing of the registry itself.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
@@ -14,6 +15,9 @@ TaskKey = tuple[str, str]  # tenant, task_id
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
+    """`tenant` is whose task it is; under another tenant's key it is a public one."""
+
+    tenant: str
     version: TaskVersion
     config: TaskConfig
 
@@ -24,6 +28,7 @@ class ServedPointers:
     def __init__(self) -> None:
         self._lock = Lock()
         self._pointers: dict[TaskKey, Pointer] = {}
+        self._borrowers: defaultdict[TaskKey, set[TaskKey]] = defaultdict(set)  # of a public task, by its owner's key
         self._num_writes = 0
 
     def get(self, key: TaskKey) -> Pointer | None:
@@ -41,15 +46,26 @@ class ServedPointers:
             pointer = read()
             with self._lock:
                 if self._num_writes == num_writes:
-                    self._pointers[key] = pointer
+                    self._remember(key, pointer)
                     return pointer
 
     def put(self, key: TaskKey, pointer: Pointer) -> None:
+        """What the key's owner has written; who borrowed the task reads it anew."""
         with self._lock:
-            self._num_writes += 1
-            self._pointers[key] = pointer
+            self._forget(key)
+            self._remember(key, pointer)
 
     def drop(self, key: TaskKey) -> None:
         with self._lock:
-            self._num_writes += 1
-            self._pointers.pop(key, None)
+            self._forget(key)
+
+    def _remember(self, key: TaskKey, pointer: Pointer) -> None:
+        self._pointers[key] = pointer
+        owners_key = (pointer.tenant, key[1])
+        if owners_key != key:
+            self._borrowers[owners_key].add(key)
+
+    def _forget(self, key: TaskKey) -> None:
+        self._num_writes += 1
+        for forgotten in (key, *self._borrowers.pop(key, ())):
+            self._pointers.pop(forgotten, None)

@@ -1,247 +1,238 @@
 """Which tasks there are, their versions, and which version each serves: the store's memory, in a SQL database.
 
-Knows rows and transactions, in SQLite or whatever the URL names. Knows nothing of files or of what is in memory.
+Knows transactions and what is allowed in them. Knows nothing of files or of what is in memory.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
 
-from sqlalchemy import URL, Connection, Row, Select, delete, func, insert, or_, select, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import Connection, and_, delete, exists, func, or_, select
 
-from prefix_store.errors import (
-    CommitUncertain,
-    OutOfSpace,
-    PreconditionFailed,
-    StaleVersion,
-    StoreUnavailable,
-    UnknownTask,
-    UnknownVersion,
+from prefix_store.database import Database
+from prefix_store.errors import CorruptRecord, PreconditionFailed, PublicNameTaken, Quarantined, StaleVersion
+from prefix_store.quotas import check_quota
+from prefix_store.records import AnyRow, damaged_records, is_sound, key_of
+from prefix_store.rows import (
+    add_task,
+    add_version,
+    change,
+    config_of,
+    config_text,
+    find_public_task,
+    find_task,
+    of_task,
+    served_version_row,
+    task_of,
+    task_row,
+    version_of,
+    version_row,
+    visible_task_row,
 )
-from prefix_store.names import is_task_id
-from prefix_store.schema import for_writing, open_database, tasks, versions
+from prefix_store.schema import tasks, versions
 from prefix_store.tasks import Published, Task, TaskConfig, TaskVersion, Upload
 
-_SQLITE_FULL = 13  # sqlite3.SQLITE_FULL: an insert or the log ran out of disk
-_MAX_VERSION = 2**31 - 1  # SQL's INTEGER; the driver raises on more
-
-AnyRow = Row[tuple[object, ...]]
+VersionRows = dict[tuple[str, str], list[AnyRow]]  # by tenant and task_id
 
 
 class Registry:
     """Thread-safe. Every writing method is one transaction, durable when it returns.
 
     `if_match` is the sha256 that the served version's upload must have, or `*` for any. `fingerprint` is that of the
-    served backbone; versions of another one are stale. Errors of the database itself: `OutOfSpace`,
-    `StoreUnavailable`, and of the latter `CommitUncertain`.
+    served backbone; versions of another one are stale. A row that is not what was written raises `CorruptRecord`
+    wherever it is needed. Errors of the database itself: see `Database`.
     """
 
-    def __init__(self, url: str | URL, fingerprint: str) -> None:
+    def __init__(self, database: Database, fingerprint: str) -> None:
+        self._database = database
         self._fingerprint = fingerprint
-        with _database_errors():
-            self._engine = open_database(url)
-        self._writing_engine = for_writing(self._engine)
 
     def publish(
         self, tenant: str, task_id: str, upload: Upload, *, if_match: str | None = None, if_none_match: bool = False
     ) -> Published:
         """Serve `upload`: as it is where it is served already, as its old version where it was, else as a new one.
 
-        Raises `PreconditionFailed`; `if_none_match` wants that there is no such task.
+        A version that was quarantined is released by its own bytes. Raises `PreconditionFailed`, where `if_none_match`
+        wants that there is no such task, and `QuotaExceeded`.
         """
-        with self._writing() as connection:
-            task = _find_task(connection, tenant, task_id, for_update=True)
-            served_sha256 = self._served_sha256(connection, task)
+        with self._database.writing() as connection:
+            task = find_task(connection, tenant, task_id, for_update=True)
+            served_sha256 = None if task is None else served_version_row(connection, task).sha256
             if if_none_match and task is not None:
                 raise PreconditionFailed("no task", served_sha256)
             _check_match(if_match, served_sha256)
-            config = TaskConfig() if task is None else TaskConfig(**task.config)
             same = self._find_same(connection, tenant, task_id, upload)
-            if task is not None and same is not None:
-                _update_task(connection, tenant, task_id, served_version=same.version)
-                return Published(same, config, created_task=False, changed=same.version != task.served_version)
-            version = self._add_version(connection, tenant, task_id, upload, is_first=task is None)
-            return Published(version, config, created_task=task is None, changed=True)
+            if task is None or same is None:
+                return self._publish_new(connection, tenant, task_id, upload, task)
+            changed = same.version != task.served_version or same.quarantined is not None
+            change(connection, tasks, task, served_version=same.version)
+            change(connection, versions, same, quarantined=None)
+            version = version_of(version_row(connection, tenant, task_id, same.version), self._fingerprint)
+            return Published(version, config_of(task), created_task=False, changed=changed)
 
     def task(self, tenant: str, task_id: str) -> Task:
-        with self._reading() as connection:
-            return self._whole_task(connection, tenant, task_id)
+        """The tenant's own task, else the public one of that name. Raises `UnknownTask`."""
+        with self._database.reading() as connection:
+            return self._whole_task(connection, visible_task_row(connection, tenant, task_id))
 
     def tasks(self, tenant: str, limit: int, after: str | None) -> list[Task]:
-        """Up to `limit` tasks in the order of their ids, those behind `after` only."""
-        page = select(tasks).where(tasks.c.tenant == tenant).order_by(tasks.c.task_id).limit(limit)
-        if after is not None:
-            page = page.where(tasks.c.task_id > after)
-        with self._reading() as connection:
-            rows = connection.execute(page).all()
-            by_task: dict[str, list[TaskVersion]] = {row.task_id: [] for row in rows}
-            of_page = select(versions).where(versions.c.tenant == tenant, versions.c.task_id.in_(by_task))
-            for row in connection.execute(of_page.order_by(versions.c.version)):
-                by_task[row.task_id].append(self._version(row))
-        return [_task(row, by_task[row.task_id]) for row in rows]
+        """Up to `limit` tasks that the tenant may use, in the order of their ids, those behind `after` only.
 
-    def served(self, tenant: str, task_id: str) -> tuple[TaskVersion, TaskConfig]:
-        """What a request for the task gets. Raises `UnknownTask`."""
-        with self._reading() as connection:
-            task = _task_row(connection, tenant, task_id)
-            return self._find_version(connection, tenant, task_id, task.served_version), TaskConfig(**task.config)
+        Its own, and those public ones that no task of its own hides. A damaged record is left out.
+        """
+        found: list[Task] = []
+        while len(found) < limit:
+            num_wanted = limit - len(found)
+            rows, by_task = self._page(tenant, num_wanted, after)
+            for row in rows:
+                with suppress(CorruptRecord):
+                    found.append(task_of(row, by_task[row.tenant, row.task_id], self._fingerprint))
+            if len(rows) < num_wanted:
+                break
+            after = rows[-1].task_id
+        return found
 
-    def version(self, tenant: str, task_id: str, version: int) -> TaskVersion:
-        """Raises `UnknownTask`, `UnknownVersion`."""
-        with self._reading() as connection:
-            _task_row(connection, tenant, task_id)
-            return self._find_version(connection, tenant, task_id, version)
+    def served(self, tenant: str, task_id: str) -> tuple[str, TaskVersion, TaskConfig]:
+        """What a request for the task gets, and whose it is: the tenant's own or public. Raises `UnknownTask`."""
+        with self._database.reading() as connection:
+            task = visible_task_row(connection, tenant, task_id)
+            version = version_of(served_version_row(connection, task), self._fingerprint)
+            return task.tenant, version, config_of(task)
+
+    def version(self, tenant: str, task_id: str, version: int | None = None) -> TaskVersion:
+        """One version of the tenant's own task, by default the served one. Raises `UnknownTask`, `UnknownVersion`."""
+        with self._database.reading() as connection:
+            task = task_row(connection, tenant, task_id)
+            if version is None:
+                return version_of(served_version_row(connection, task), self._fingerprint)
+            return version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
 
     def use_version(self, tenant: str, task_id: str, version: int, if_match: str | None) -> Task:
-        """Raises `UnknownTask`, `UnknownVersion`, `StaleVersion`, `PreconditionFailed`."""
-        with self._writing() as connection:
-            task = _task_row(connection, tenant, task_id, for_update=True)
-            _check_match(if_match, self._served_sha256(connection, task))
-            wanted = self._find_version(connection, tenant, task_id, version)
+        """Raises `UnknownTask`, `UnknownVersion`, `StaleVersion`, `Quarantined`, `PreconditionFailed`."""
+        with self._database.writing() as connection:
+            task = task_row(connection, tenant, task_id, for_update=True)
+            _check_match(if_match, served_version_row(connection, task).sha256)
+            wanted = version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
             if wanted.stale:
                 raise StaleVersion(task_id, version, wanted.backbone, self._fingerprint)
-            _update_task(connection, tenant, task_id, served_version=version)
-            return self._whole_task(connection, tenant, task_id)
+            if wanted.quarantined is not None:
+                raise Quarantined(task_id, version, wanted.quarantined)
+            return self._changed(connection, task, served_version=version)
 
     def set_config(self, tenant: str, task_id: str, config: TaskConfig) -> Task:
         """Raises `UnknownTask`."""
-        with self._writing() as connection:
-            _task_row(connection, tenant, task_id, for_update=True)
-            _update_task(connection, tenant, task_id, config=asdict(config))
-            return self._whole_task(connection, tenant, task_id)
+        with self._database.writing() as connection:
+            task = task_row(connection, tenant, task_id, for_update=True)
+            return self._changed(connection, task, config=config_text(config))
 
-    def delete(self, tenant: str, task_id: str, if_match: str | None) -> Task:
-        """Remove the task and its versions, and return what it was. Raises `UnknownTask`, `PreconditionFailed`."""
-        with self._writing() as connection:
-            _task_row(connection, tenant, task_id, for_update=True)
-            task = self._whole_task(connection, tenant, task_id)
-            _check_match(if_match, task.served.sha256)
+    def set_public(self, tenant: str, task_id: str, public: bool) -> Task:
+        """Raises `UnknownTask`, `PublicNameTaken`."""
+        with self._database.writing() as connection:
+            task = task_row(connection, tenant, task_id, for_update=True)
+            other = find_public_task(connection, task_id) if public else None
+            if other is not None and other.tenant != tenant:
+                raise PublicNameTaken(task_id, other.tenant)
+            return self._changed(connection, task, public=public)
+
+    def set_quarantined(self, tenant: str, task_id: str, version: int, reason: str | None) -> Task:
+        """Take a version out of service, or with None put it back. Raises `UnknownTask`, `UnknownVersion`."""
+        with self._database.writing() as connection:
+            task = task_row(connection, tenant, task_id, for_update=True)
+            change(connection, versions, version_row(connection, tenant, task_id, version), quarantined=reason)
+            return self._whole_task(connection, task)
+
+    def delete(self, tenant: str, task_id: str, if_match: str | None) -> list[TaskVersion]:
+        """Remove the task and its versions, and return those. Raises `UnknownTask`, `PreconditionFailed`.
+
+        Without `if_match` damaged records can be deleted too; they are not returned.
+        """
+        with self._database.writing() as connection:
+            try:
+                task = task_row(connection, tenant, task_id, for_update=True)
+                _check_match(if_match, served_version_row(connection, task).sha256)
+            except CorruptRecord:
+                if if_match is not None:
+                    raise
+            rows = connection.execute(of_task(tenant, task_id)).all()
             for table in (versions, tasks):
                 connection.execute(delete(table).where(table.c.tenant == tenant, table.c.task_id == task_id))
-            return task
+        return [version_of(row, self._fingerprint) for row in rows if is_sound(versions, row._mapping)]
 
     def needs(self, tenant: str, sha256: str) -> bool:
         """Whether any version of the tenant's has a file of this hash."""
         of_hash = or_(versions.c.sha256 == sha256, versions.c.native_sha256 == sha256)
         needing = select(versions.c.version).where(versions.c.tenant == tenant, of_hash).limit(1)
-        with self._reading() as connection:
+        with self._database.reading() as connection:
             return connection.execute(needing).first() is not None
 
-    def ping(self) -> None:
-        with self._reading() as connection:
-            connection.execute(select(1))
+    def all_versions(self) -> list[tuple[str, str, TaskVersion]]:
+        """Every sound version of every tenant, with its tenant and task."""
+        everything = select(versions).order_by(versions.c.tenant, versions.c.task_id, versions.c.version)
+        with self._database.reading() as connection:
+            rows = connection.execute(everything).all()
+        sound = [row for row in rows if is_sound(versions, row._mapping)]
+        return [(row.tenant, row.task_id, version_of(row, self._fingerprint)) for row in sound]
 
-    def close(self) -> None:
-        self._engine.dispose()
+    def damaged_records(self) -> list[CorruptRecord]:
+        """Rows of tasks and versions that are not what was written, and tasks that lack a version."""
+        with self._database.reading() as connection:
+            damaged = [record for table in (tasks, versions) for record in damaged_records(connection, table)]
+            same = (versions.c.tenant == tasks.c.tenant) & (versions.c.task_id == tasks.c.task_id)
+            num_found = select(func.count()).select_from(versions).where(same).scalar_subquery()
+            incomplete = connection.execute(select(tasks).where(tasks.c.num_versions != num_found)).all()
+        return damaged + [CorruptRecord("versions", key_of(tasks, row._mapping)) for row in incomplete]
 
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with _database_errors(), self._engine.connect() as connection:
-            yield connection
+    def _page(self, tenant: str, limit: int, after: str | None) -> tuple[Sequence[AnyRow], VersionRows]:
+        own = tasks.alias()
+        hidden = exists().where(own.c.tenant == tenant, own.c.task_id == tasks.c.task_id)
+        visible = or_(tasks.c.tenant == tenant, and_(tasks.c.public, ~hidden))
+        page = select(tasks).where(visible).order_by(tasks.c.task_id).limit(limit)
+        if after is not None:
+            page = page.where(tasks.c.task_id > after)
+        by_task: VersionRows = defaultdict(list)
+        with self._database.reading() as connection:
+            rows = connection.execute(page).all()
+            of_page = select(versions).where(
+                versions.c.tenant.in_({row.tenant for row in rows}),
+                versions.c.task_id.in_({row.task_id for row in rows}),
+            )
+            for version in connection.execute(of_page.order_by(versions.c.version)):
+                by_task[version.tenant, version.task_id].append(version)
+        return rows, by_task
 
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with _database_errors(), self._writing_engine.connect() as connection:
-            transaction = connection.begin()
-            yield connection  # after an error the connection is closed with the transaction open, which undoes it
-            try:
-                transaction.commit()
-            except DBAPIError as error:
-                if _is_full(error):
-                    raise
-                raise CommitUncertain(f"the registry failed while it committed: {error.orig}") from error
-
-    def _whole_task(self, connection: Connection, tenant: str, task_id: str) -> Task:
-        row = _task_row(connection, tenant, task_id)
-        rows = connection.execute(_of_task(tenant, task_id).order_by(versions.c.version))
-        return _task(row, [self._version(version) for version in rows])
-
-    def _served_sha256(self, connection: Connection, task: AnyRow | None) -> str | None:
+    def _publish_new(
+        self, connection: Connection, tenant: str, task_id: str, upload: Upload, task: AnyRow | None
+    ) -> Published:
+        num_native_bytes = 0 if upload.sha256 == upload.native_sha256 else upload.num_native_bytes
+        num_new_tasks = 1 if task is None else 0
+        check_quota(connection, tenant, num_new_tasks=num_new_tasks, num_new_bytes=upload.num_bytes + num_native_bytes)
+        number = 1 if task is None else 1 + task.num_versions
+        config = TaskConfig() if task is None else config_of(task)
         if task is None:
-            return None
-        return self._find_version(connection, task.tenant, task.task_id, task.served_version).sha256
+            add_task(connection, tenant, task_id, config)
+        else:
+            change(connection, tasks, task, served_version=number, num_versions=number)
+        add_version(connection, tenant, task_id, number, upload)
+        version = TaskVersion(**asdict(upload), version=number, stale=upload.backbone != self._fingerprint)
+        return Published(version, config, created_task=task is None, changed=True)
 
-    def _find_version(self, connection: Connection, tenant: str, task_id: str, version: int) -> TaskVersion:
-        if not 1 <= version <= _MAX_VERSION:
-            raise UnknownVersion(task_id, version)
-        row = connection.execute(_of_task(tenant, task_id).where(versions.c.version == version)).first()
-        if row is None:
-            raise UnknownVersion(task_id, version)
-        return self._version(row)
-
-    def _find_same(self, connection: Connection, tenant: str, task_id: str, upload: Upload) -> TaskVersion | None:
+    def _find_same(self, connection: Connection, tenant: str, task_id: str, upload: Upload) -> AnyRow | None:
         """The version with the same bytes, made for the same backbone: a stale one is no help to who uploads anew."""
         same = (versions.c.sha256 == upload.sha256) & (versions.c.backbone == upload.backbone)
-        row = connection.execute(_of_task(tenant, task_id).where(same)).first()
-        return None if row is None else self._version(row)
+        row = connection.execute(of_task(tenant, task_id).where(same)).first()
+        return row if row is not None and is_sound(versions, row._mapping) else None
 
-    def _add_version(
-        self, connection: Connection, tenant: str, task_id: str, upload: Upload, is_first: bool
-    ) -> TaskVersion:
-        last = select(func.max(versions.c.version)).where(versions.c.tenant == tenant, versions.c.task_id == task_id)
-        number = 1 + (connection.scalar(last) or 0)
-        if is_first:
-            task = {"served_version": number, "config": asdict(TaskConfig()), "created_at": datetime.now(UTC)}
-            connection.execute(insert(tasks).values(tenant=tenant, task_id=task_id, **task))
-        else:
-            _update_task(connection, tenant, task_id, served_version=number)
-        connection.execute(insert(versions).values(tenant=tenant, task_id=task_id, version=number, **asdict(upload)))
-        return TaskVersion(**asdict(upload), version=number, stale=upload.backbone != self._fingerprint)
+    def _changed(self, connection: Connection, task: AnyRow, **changes: object) -> Task:
+        change(connection, tasks, task, **changes)
+        return self._whole_task(connection, task_row(connection, task.tenant, task.task_id))
 
-    def _version(self, row: AnyRow) -> TaskVersion:
-        facts = {name: value for name, value in row._mapping.items() if name not in ("tenant", "task_id")}
-        return TaskVersion(**facts, stale=row.backbone != self._fingerprint)
-
-
-def _find_task(connection: Connection, tenant: str, task_id: str, for_update: bool = False) -> AnyRow | None:
-    if not is_task_id(task_id):  # half a surrogate pair, say, which no database takes
-        return None
-    found = select(tasks).where(tasks.c.tenant == tenant, tasks.c.task_id == task_id)
-    if for_update:  # nobody else writes the task until this transaction ends; SQLite has one writer at a time anyway
-        found = found.with_for_update()
-    return connection.execute(found).first()
-
-
-def _task_row(connection: Connection, tenant: str, task_id: str, for_update: bool = False) -> AnyRow:
-    row = _find_task(connection, tenant, task_id, for_update)
-    if row is None:
-        raise UnknownTask(task_id)
-    return row
-
-
-def _of_task(tenant: str, task_id: str) -> Select[tuple[object, ...]]:
-    return select(versions).where(versions.c.tenant == tenant, versions.c.task_id == task_id)
-
-
-def _update_task(connection: Connection, tenant: str, task_id: str, **values: object) -> None:
-    of_task = update(tasks).where(tasks.c.tenant == tenant, tasks.c.task_id == task_id)
-    connection.execute(of_task.values(**values))
-
-
-def _task(row: AnyRow, of_task: list[TaskVersion]) -> Task:
-    return Task(row.task_id, row.served_version, tuple(of_task), TaskConfig(**row.config), row.created_at)
+    def _whole_task(self, connection: Connection, task: AnyRow) -> Task:
+        rows = connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version))
+        return task_of(task, rows, self._fingerprint)
 
 
 def _check_match(if_match: str | None, served_sha256: str | None) -> None:
     if if_match is None or (if_match == "*" and served_sha256 is not None) or if_match == served_sha256:
         return
     raise PreconditionFailed(if_match, served_sha256)
-
-
-def _is_full(error: DBAPIError) -> bool:
-    return getattr(error.orig, "sqlite_errorcode", None) == _SQLITE_FULL
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if _is_full(error):
-            raise OutOfSpace("the registry's disk is full; nothing was kept") from error
-        raise StoreUnavailable(f"the registry failed: {error.orig}") from error
-    except PoolTimeout as error:
-        raise StoreUnavailable(f"the registry is too busy: {error}") from error

@@ -1,21 +1,17 @@
-"""The registry's tables, and how its database is opened.
+"""The registry's tables, as the newest migration leaves them.
 
-Knows SQL and what SQLite needs to be durable. Knows nothing of what the rows mean.
+Knows columns. Knows nothing of what the rows mean. Moments are text (ISO 8601, UTC, microseconds) and settings are
+JSON text, alike in every database, because a row's checksum is taken over its columns as they are stored.
 """
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from sqlalchemy import (
-    JSON,
-    URL,
     BigInteger,
     Boolean,
     Column,
-    Connection,
-    DateTime,
-    Dialect,
-    Engine,
+    Float,
+    ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -23,30 +19,8 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    TypeDecorator,
-    create_engine,
-    event,
+    true,
 )
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.pool import ConnectionPoolEntry
-
-BUSY_SECONDS = 5.0  # how long a writer waits for another process's transaction
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC, with its time zone, also where the database keeps none (SQLite)."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
 
 metadata = MetaData()
 
@@ -56,8 +30,15 @@ tasks = Table(
     Column("tenant", Text, primary_key=True),
     Column("task_id", String(128), primary_key=True),
     Column("served_version", Integer, nullable=False),
-    Column("config", JSON, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
+    Column("num_versions", Integer, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("public", Boolean, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("checksum", String(64), nullable=False),
+)
+# One name means one public task.
+Index(
+    "public_tasks", tasks.c.task_id, unique=True, sqlite_where=tasks.c.public == true(), postgresql_where=tasks.c.public
 )
 
 versions = Table(
@@ -71,44 +52,67 @@ versions = Table(
     Column("kind", String(32), nullable=False),
     Column("num_virtual_tokens", Integer, nullable=False),
     Column("num_bytes", BigInteger, nullable=False),
+    Column("num_native_bytes", BigInteger, nullable=False),
     Column("backbone", String(64), nullable=False),
     Column("backbone_checked", Boolean, nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("quarantined", Text),
+    Column("checksum", String(64), nullable=False),
     ForeignKeyConstraint(["tenant", "task_id"], ["tasks.tenant", "tasks.task_id"]),
     # Before a file is removed the store asks whether any version still needs it.
     Index("versions_by_sha256", "tenant", "sha256"),
     Index("versions_by_native_sha256", "tenant", "native_sha256"),
 )
 
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("weight", Float(53), nullable=False),
+    Column("limits", Text, nullable=False),
+    Column("disabled", Boolean, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("checksum", String(64), nullable=False),
+)
 
-def sqlite_url(path: Path) -> URL:
-    """The URL of a database in a file, whatever characters its path has."""
-    return URL.create("sqlite", database=str(path))
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(8), primary_key=True),
+    Column("tenant", Text, ForeignKey("tenants.name"), nullable=False, index=True),
+    Column("secret_sha256", String(64), nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("expires_at", Text),
+    Column("revoked_at", Text),
+    Column("last_used_at", Text),
+    Column("checksum", String(64), nullable=False),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", Text, primary_key=True),
+    Column("task_id", Text, primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("generated_tokens", BigInteger, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+)
+
+# The last flush of each ledger, written with it: whether a flush whose commit failed did happen can be looked up.
+usage_flushes = Table(
+    "usage_flushes",
+    metadata,
+    Column("ledger", String(32), primary_key=True),
+    Column("number", BigInteger, nullable=False),
+)
 
 
-def open_database(url: str | URL) -> Engine:
-    """An engine for `url`, its tables made where they are missing."""
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-    metadata.create_all(engine)
-    return engine
+def moment_text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def for_writing(engine: Engine) -> Engine:
-    """The same database, for transactions that read first and then write."""
-    return engine.execution_options(sqlite_begin="IMMEDIATE")
-
-
-def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    connection.isolation_level = None  # sqlite3 would begin only at the first write, after what it was decided by
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # NORMAL does not sync the WAL: a commit could be lost with the power
-    connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    begin = connection.get_execution_options().get("sqlite_begin", "DEFERRED")
-    connection.exec_driver_sql(f"BEGIN {begin}")
+def moment_of(text: str) -> datetime:
+    return datetime.fromisoformat(text)

@@ -23,9 +23,9 @@ class TaskConfig:
 class Upload:
     """The facts of one upload.
 
-    `sha256` and `num_bytes` are those of the uploaded bytes, `native_sha256` that of the native file that is served;
-    the two hashes are equal where the upload was native. `backbone` is the fingerprint that was served at upload;
-    `backbone_checked` says whether the file named it itself. `created_at` is in UTC.
+    `sha256` and `num_bytes` are those of the uploaded bytes, `native_sha256` and `num_native_bytes` those of the native
+    file that is served; the two hashes are equal where the upload was native. `backbone` is the fingerprint that was
+    served at upload; `backbone_checked` says whether the file named it itself. `created_at` is in UTC.
     """
 
     sha256: str
@@ -33,6 +33,7 @@ class Upload:
     kind: str
     num_virtual_tokens: int
     num_bytes: int
+    num_native_bytes: int
     backbone: str
     backbone_checked: bool
     created_at: datetime
@@ -40,19 +41,27 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskVersion(Upload):
-    """An upload as the task's version 1, 2, 3 …; `stale` when it was made for other weights than those served now."""
+    """An upload as the task's version 1, 2, 3 …; `stale` when it was made for other weights than those served now.
+
+    `quarantined` is why it was taken out of service, if it was.
+    """
 
     version: int
     stale: bool
+    quarantined: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
+    """`tenant` is whose it is; `public` when every tenant may use it that has no task of this name itself."""
+
+    tenant: str
     task_id: str
     served_version: int
     versions: tuple[TaskVersion, ...]
     config: TaskConfig
     created_at: datetime
+    public: bool
 
     @property
     def served(self) -> TaskVersion:
@@ -71,8 +80,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """What a request is bound to when it is admitted; a later replacement or deletion does not change it."""
+    """What a request is bound to when it is admitted; a later replacement or deletion does not change it.
 
+    `tenant` is whose task it is: not who asked, where it is a public one.
+    """
+
+    tenant: str
     task_id: str
     version: int
     prefix: Prefix

@@ -1,5 +1,7 @@
 """Rows and transactions, and what a database's own failures become."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prefix_store.database import Database
 from prefix_store.errors import OutOfSpace, PreconditionFailed, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.registry import Registry
 from prefix_store.tasks import TaskConfig, Upload
@@ -22,9 +25,9 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def registry(url: str) -> Iterator[Registry]:
-    opened = Registry(url, fingerprint="ab" * 32)
-    yield opened
-    opened.close()
+    database = Database(url)
+    yield Registry(database, fingerprint="ab" * 32)
+    database.close()
 
 
 def an_upload(sha256: str = "11" * 32, backbone: str = "ab" * 32) -> Upload:
@@ -34,6 +37,7 @@ def an_upload(sha256: str = "11" * 32, backbone: str = "ab" * 32) -> Upload:
         kind="text",
         num_virtual_tokens=3,
         num_bytes=100,
+        num_native_bytes=80,
         backbone=backbone,
         backbone_checked=True,
         created_at=NOW,
@@ -56,7 +60,7 @@ def test_a_config_is_kept_as_json(registry: Registry) -> None:
     config = TaskConfig("über", "{inputs} =>", {"temperature": 0.5, "stop": ["\n"], "seed": None})
     assert registry.set_config("default", "poet", config).config == config
     assert registry.publish("default", "poet", an_upload("33" * 32)).config == config
-    assert registry.served("default", "poet")[1] == config
+    assert registry.served("default", "poet")[2] == config
 
 
 def test_versions_count_up_per_tenant_and_task(registry: Registry) -> None:
@@ -106,14 +110,44 @@ def test_writers_at_the_same_time_get_numbers_of_their_own(registry: Registry) -
 
 
 def test_a_commit_reaches_the_disk_before_it_is_answered_for(registry: Registry, url: str) -> None:
-    with registry._writing() as connection:
+    with registry._database.writing() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
+def test_the_log_has_its_place_in_the_folder_before_anything_is_acknowledged(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the folder cannot be synced")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(os, "fsync", fail)
+        with pytest.raises(StoreUnavailable, match="cannot be synced"):
+            Database(url)
+    database = Database(url)
+    database._engine.dispose()
+    assert (tmp_path / "registry.sqlite3-wal").exists()
+    database.close()
+
+
+def test_a_connection_that_could_only_be_opened_for_reading_is_not_used_again(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """SQLite falls back to that where opening for writing fails, for want of a descriptor, say."""
+    read_only = sqlite3.connect(f"file:{tmp_path / 'registry.sqlite3'}?mode=ro", uri=True)
+    read_only.isolation_level = None
+    with registry._database._engine.connect() as connection:
+        pooled = connection.connection._connection_record
+        pooled.dbapi_connection = read_only
+    with pytest.raises(StoreUnavailable, match="readonly"):
+        registry.publish("default", "poet", an_upload())
+    assert registry.publish("default", "poet", an_upload()).created_task
+
+
 def test_a_full_disk_is_out_of_space_and_nothing_was_kept(registry: Registry) -> None:
-    with registry._engine.connect() as connection:
+    with registry._database._engine.connect() as connection:
         num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
     with pytest.raises(OutOfSpace):
@@ -130,7 +164,7 @@ def fill(registry: Registry) -> None:
 def test_a_long_transaction_of_another_process_is_waited_for_and_then_refused(
     registry: Registry, url: str, tmp_path: Path
 ) -> None:
-    with registry._engine.connect() as connection:
+    with registry._database._engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=1")  # the pool hands this same connection out again
     other = sqlite3.connect(tmp_path / "registry.sqlite3", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -143,4 +177,4 @@ def test_a_long_transaction_of_another_process_is_waited_for_and_then_refused(
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, url: str) -> None:
     (tmp_path / "registry.sqlite3").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreUnavailable, match="not a database"):
-        Registry(url, fingerprint="ab" * 32)
+        Database(url)

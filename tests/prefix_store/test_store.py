@@ -3,9 +3,6 @@
 import hashlib
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -13,6 +10,7 @@ from threading import Barrier
 import pytest
 import torch
 
+from prefix_store import blobs, registry
 from prefix_store.errors import (
     CommitUncertain,
     CorruptPrefix,
@@ -24,8 +22,11 @@ from prefix_store.errors import (
     UnknownTask,
     UnknownVersion,
 )
+from prefix_store.pointers import ServedPointers
+from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.tasks import Published, TaskConfig
+from tests.prefix_store.durability import Child
 from tests.prefix_store.support import BACKBONE, OTHER_BACKBONE, keys_and_values, native_file, publish
 
 
@@ -377,7 +378,7 @@ def test_a_commit_that_did_not_happen_leaves_no_file_behind_once_writing_works_a
 
 def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, tmp_path: Path) -> None:
     publish(store, seed=1)
-    with store._registry._engine.connect() as connection:
+    with store._database._engine.connect() as connection:
         num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
     with pytest.raises(OutOfSpace):
@@ -392,12 +393,12 @@ def fill(store: PrefixStore) -> None:
 
 
 KILLED_AT = {
-    "the file is written": "os.fsync = kill",
-    "the file is renamed": "pathlib.Path.replace = kill",
-    "the folder is synced": "blobs._fsync_directory = kill",
-    "the transaction begins": "registry.Registry.publish = kill",
-    "the version is inserted": "registry.Registry._add_version = kill",
-    "memory is told": "pointers.ServedPointers.put = kill",
+    "the file is written": (os, "fsync"),
+    "the file is renamed": (Path, "replace"),
+    "the folder is synced": (blobs, "fsync_directory"),
+    "the transaction begins": (Registry, "publish"),
+    "the version is inserted": (registry, "add_version"),
+    "memory is told": (ServedPointers, "put"),
 }
 
 
@@ -407,21 +408,16 @@ def test_a_process_killed_when_shows_the_old_version_or_the_new_one_whole(
 ) -> None:
     publish(store, seed=1)
     store.close()
-    writer = f"""
-        import os, pathlib, signal
-        from prefix_store import blobs, pointers, registry
-        from prefix_store.store import PrefixStore
-        from tests.prefix_store.support import BACKBONE, publish
 
-        def kill(*arguments, **keywords):
-            os.kill(os.getpid(), signal.SIGKILL)
+    def kill_itself(*arguments: object, **keywords: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        store = PrefixStore(pathlib.Path({str(tmp_path)!r}), backbone=BACKBONE)
-        {KILLED_AT[moment]}
+    def write(_: object) -> None:
+        store = PrefixStore(tmp_path, backbone=BACKBONE)
+        setattr(*KILLED_AT[moment], kill_itself)
         publish(store, seed=2)
-    """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(writer)], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert ended.returncode == -signal.SIGKILL
+
+    assert Child(write).wait() == -signal.SIGKILL
 
     restarted = PrefixStore(tmp_path, backbone=BACKBONE)
     version = restarted.get("default", "poet").version

@@ -1,0 +1,92 @@
+"""Copies a store: the registry and the files it needs, whole or not at all; and makes a store of such a copy.
+
+Knows folders, files and that their names are their hashes. Knows nothing of tasks.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefix_store.database import Database
+from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
+from prefix_store.errors import CorruptPrefix, StoreUnavailable
+
+REGISTRY = "registry.sqlite3"
+
+
+def back_up(database: Database, path: Path, files: Iterable[Path]) -> int:
+    """Copy `database` and `files`, each `<tenant's folder>/<name>`, to `path`; returns how many files.
+
+    Raises `StoreUnavailable`, also where `path` is there already, and `OutOfSpace`.
+    """
+    with os_errors(f"backing up to {path}"), _whole(path) as copy:
+        database.copy_to(copy / REGISTRY)
+        _fsync_file(copy / REGISTRY)
+        num_files = 0
+        for file in files:
+            folder = copy / file.parent.name
+            make_directory(folder)
+            _link_or_copy(file, folder / file.name)
+            num_files += 1
+        return num_files
+
+
+def restore(path: Path, into: Path) -> int:
+    """Make `into`, which must not be there, a store as the backup `path` has it; returns how many files.
+
+    Raises `CorruptPrefix` for a file that is not what was stored, `StoreUnavailable`, `OutOfSpace`.
+    """
+    with os_errors(f"restoring {path} to {into}"), _whole(into) as copy:
+        write_durably(copy / REGISTRY, (path / REGISTRY).read_bytes())
+        num_files = 0
+        for file in path.glob("*/*"):
+            body = file.read_bytes()
+            if hashlib.sha256(body).hexdigest() != file.stem:
+                raise CorruptPrefix(file.name, "is damaged in the backup")
+            make_directory(copy / file.parent.name)
+            write_durably(copy / file.parent.name / file.name, body)
+            num_files += 1
+        return num_files
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A new directory beside `path` that becomes `path` when all of it is durable, and is removed if not."""
+    if path.exists():
+        raise StoreUnavailable(f"{path} is there already; name a directory that is not")
+    make_directory(path.parent)
+    building = path.parent / f"{path.name}.{secrets.token_hex(8)}.tmp"
+    building.mkdir()
+    try:
+        yield building
+        for folder in (*(found for found in building.iterdir() if found.is_dir()), building):
+            fsync_directory(folder)
+        building.rename(path)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def _link_or_copy(file: Path, copy: Path) -> None:
+    try:
+        copy.hardlink_to(file)
+    except FileNotFoundError as error:
+        raise CorruptPrefix(file.name, "is missing") from error
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
+            raise
+        write_durably(copy, file.read_bytes())
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,140 @@
+"""Looks for damage, takes damaged versions out of service, removes what nothing needs, and backs up.
+
+Knows the registry and the files, and that files are named by their hashes. Knows nothing of prefixes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefix_store.backup import back_up
+from prefix_store.blobs import DirectoryBlobs
+from prefix_store.database import Database
+from prefix_store.errors import CorruptPrefix, UnknownTask, UnknownVersion
+from prefix_store.files import StoredFile, files_of
+from prefix_store.records import damaged_records
+from prefix_store.registry import Registry
+from prefix_store.schema import api_keys, tenants
+from prefix_store.tasks import TaskVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What should be there and is not as it was written: `where` is `tenant/task_id/version`, or a record's key."""
+
+    where: str
+    what: str
+
+
+class Upkeep:
+    """Thread-safe; every method may take long. Errors: `StoreUnavailable`, and what the methods say.
+
+    `writing` is the store's own lock, `quarantine` its method.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        registry: Registry,
+        blobs: DirectoryBlobs,
+        writing: AbstractContextManager[object],
+        quarantine: Callable[[str, str, int, str], object],
+    ) -> None:
+        self._database = database
+        self._registry = registry
+        self._blobs = blobs
+        self._writing = writing
+        self._quarantine = quarantine
+
+    def scan(self) -> list[Damage]:
+        """Compare every record with its checksum, and the files' names and sizes with the records. Reads no file."""
+        damage = self._damaged_records()
+        with self._writing:  # else a file that is being removed looks like one that is missing
+            sizes: dict[str, dict[str, int]] = {}
+            for tenant, task_id, version in self._registry.all_versions():
+                if tenant not in sizes:
+                    sizes[tenant] = self._blobs.sizes(tenant)
+                for file in files_of(version).values():
+                    if (wrong := _wrong_size(file, sizes[tenant].get(file.name))) is not None:
+                        damage.append(Damage(f"{tenant}/{task_id}/{version.version}", wrong))
+        return damage
+
+    def verify(self) -> list[Damage]:
+        """As `scan`, and read every file: a version with a damaged one is quarantined."""
+        return [damage for damage in self.verify_each() if damage is not None]
+
+    def verify_each(self) -> Iterator[Damage | None]:
+        """`verify` one version at a time, so that the caller may pause between them: None for one that is whole."""
+        yield from self._damaged_records()
+        for tenant, task_id, version in self._registry.all_versions():
+            yield self._verify(tenant, task_id, version)
+
+    def sweep(self, older_than: timedelta = timedelta(hours=1)) -> int:
+        """Remove files that no record needs, and return their bytes. Only on an operator's word, never by itself.
+
+        Raises `CorruptRecord` and removes nothing where a record is damaged: what it needs cannot be known.
+        """
+        with self._writing:
+            if damaged := self._registry.damaged_records():
+                raise damaged[0]
+            written_before = datetime.now(UTC) - older_than
+            return self._blobs.remove_others(self._needed_files(), written_before.timestamp())
+
+    def backup(self, path: Path) -> int:
+        """Copy the registry and the files it needs to `path`, which must not be there; returns how many files.
+
+        `path` appears when it is whole. On the same file system the files are hard links, which costs no space and
+        protects from what happens to the store, not from what happens to the disk. Nothing is written meanwhile.
+        """
+        with self._writing:
+            return back_up(self._database, path, self._needed_files())
+
+    def _needed_files(self) -> set[Path]:
+        return {
+            self._blobs.path(tenant, name)
+            for tenant, _, version in self._registry.all_versions()
+            for name in files_of(version)
+        }
+
+    def _damaged_records(self) -> list[Damage]:
+        records = self._registry.damaged_records()
+        with self._database.reading() as connection:
+            records += [record for table in (tenants, api_keys) for record in damaged_records(connection, table)]
+        damage = [Damage(f"{record.table} {record.key}", str(record)) for record in records]
+        return damage + [Damage("registry", problem) for problem in self._database.problems()]
+
+    def _verify(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
+        if self._damaged_file(tenant, version) is None:
+            return None
+        with self._writing:  # look again: it may have been deleted or repaired meanwhile
+            try:
+                now = self._registry.version(tenant, task_id, version.version)
+            except (UnknownTask, UnknownVersion):
+                return None
+            wrong = self._damaged_file(tenant, now)
+            if wrong is None:
+                return None
+            if now.quarantined is None:
+                self._quarantine(tenant, task_id, version.version, wrong)
+            return Damage(f"{tenant}/{task_id}/{version.version}", wrong)
+
+    def _damaged_file(self, tenant: str, version: TaskVersion) -> str | None:
+        for file in files_of(version).values():
+            try:
+                body = self._blobs.read(tenant, file.name)
+            except CorruptPrefix as error:
+                return str(error)
+            if hashlib.sha256(body).hexdigest() != file.sha256:
+                return f"{file.name} is damaged"
+        return None
+
+
+def _wrong_size(file: StoredFile, found: int | None) -> str | None:
+    if found is None:
+        return f"{file.name} is missing"
+    if found != file.num_bytes:
+        return f"{file.name} has {found} bytes instead of {file.num_bytes}"
+    return None

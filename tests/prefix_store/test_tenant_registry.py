@@ -1,0 +1,281 @@
+"""Who a key proves, for how long, and that one that is not good says nothing of why."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+
+from prefix_store.database import Database, sqlite_url
+from prefix_store.errors import (
+    CorruptRecord,
+    InvalidTenant,
+    StoreUnavailable,
+    TenantExists,
+    Unauthorized,
+    UnknownKey,
+    UnknownTenant,
+)
+from prefix_store.principals import Principals
+from prefix_store.tenant_registry import TenantRegistry
+from prefix_store.tenants import Scope, Tenant, TenantLimits
+
+START = datetime(2026, 11, 24, tzinfo=UTC)
+ACME = Tenant(name="acme", weight=2.0, limits=TenantLimits(max_tasks=7))
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def now(self) -> datetime:
+        return START + timedelta(seconds=self.seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    opened = Database(sqlite_url(tmp_path / "registry.sqlite3"))
+    yield opened
+    opened.close()
+
+
+def a_registry(database: Database, clock: Clock) -> TenantRegistry:
+    return TenantRegistry(database, principals=Principals(clock.monotonic), now=clock.now)
+
+
+@pytest.fixture
+def registry(database: Database, clock: Clock) -> TenantRegistry:
+    opened = a_registry(database, clock)
+    opened.add_tenant(ACME)
+    return opened
+
+
+def test_a_tenant_is_read_as_it_was_written(registry: TenantRegistry) -> None:
+    registry.add_tenant(Tenant(name="Zeta", weight=3))
+    assert registry.tenant("acme") == ACME
+    assert registry.tenants() == [Tenant(name="Zeta", weight=3), ACME]
+    registry.set_tenant(replace(ACME, weight=5.0))
+    assert registry.tenant("acme").weight == 5.0
+
+
+def test_tenants_have_names_of_their_own(registry: TenantRegistry) -> None:
+    with pytest.raises(TenantExists):
+        registry.add_tenant(ACME)
+    for ask in (registry.tenant, registry.disable, lambda name: registry.create_key(name, {Scope.TASKS})):
+        with pytest.raises(UnknownTenant):
+            ask("nobody")
+    with pytest.raises(UnknownTenant):
+        registry.set_tenant(Tenant(name="nobody"))
+
+
+def test_a_key_proves_its_tenant_and_opens_its_scopes(registry: TenantRegistry) -> None:
+    key, secret = registry.create_key("acme", {Scope.GENERATE, Scope.TASKS})
+    principal = registry.authenticate(secret)
+    assert (principal.tenant, principal.key_id) == ("acme", key.key_id)
+    assert principal.scopes == {Scope.GENERATE, Scope.TASKS}
+    assert (principal.weight, principal.limits) == (ACME.weight, ACME.limits)
+
+
+def test_a_key_without_a_scope_is_not_made(registry: TenantRegistry) -> None:
+    with pytest.raises(InvalidTenant, match="scope"):
+        registry.create_key("acme", set())
+
+
+def test_the_secret_is_kept_nowhere(registry: TenantRegistry, tmp_path: Path) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    hidden = secret.rsplit("_", 1)[1].encode()
+    assert all(hidden not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+def test_whether_there_ever_was_a_key_is_remembered_after_the_last_is_revoked(registry: TenantRegistry) -> None:
+    assert not registry.has_keys()
+    key, _ = registry.create_key("acme", {Scope.GENERATE})
+    registry.revoke_key(key.key_id)
+    assert registry.has_keys()
+
+
+def test_every_key_that_is_not_good_is_refused_in_the_same_words(registry: TenantRegistry, clock: Clock) -> None:
+    registry.add_tenant(Tenant(name="gone"))
+    _, disabled = registry.create_key("gone", {Scope.GENERATE})
+    registry.disable("gone")
+    revoked_key, revoked = registry.create_key("acme", {Scope.GENERATE})
+    registry.revoke_key(revoked_key.key_id)
+    _, expired = registry.create_key("acme", {Scope.GENERATE}, expires_at=clock.now())
+    _, good = registry.create_key("acme", {Scope.GENERATE})
+    wrong = good[:-1] + ("0" if good[-1] != "0" else "1")
+    told = set()
+    for secret in [
+        disabled,
+        revoked,
+        expired,
+        wrong,
+        "pp_zzzzzzzz_" + "0" * 64,
+        "",
+        "sk-1",
+        "\0",
+        "\ud800",
+        "x" * 9999,
+    ]:
+        with pytest.raises(Unauthorized) as refused:
+            registry.authenticate(secret)
+        told.add(str(refused.value))
+    assert len(told) == 1
+    assert registry.authenticate(good).tenant == "acme"
+
+
+def test_a_key_that_nobody_has_takes_the_same_steps_as_one_that_was_revoked(
+    registry: TenantRegistry, database: Database
+) -> None:
+    key, revoked = registry.create_key("acme", {Scope.GENERATE})
+    registry.revoke_key(key.key_id)
+    statements: list[str] = []
+    event.listen(database._engine, "before_cursor_execute", lambda *call: statements.append(call[2]))
+    steps = []
+    for secret in [revoked, "pp_zzzzzzzz_" + "0" * 64, "no key"]:
+        statements.clear()
+        with pytest.raises(Unauthorized):
+            registry.authenticate(secret)
+        steps.append(list(statements))
+    assert steps[0] == steps[1] == steps[2]
+    assert len(steps[0]) >= 2
+
+
+def test_a_proved_key_is_remembered_for_two_seconds(registry: TenantRegistry, database: Database, clock: Clock) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    assert registry.remembered(secret) is None
+    proved = registry.authenticate(secret)
+    clock.seconds = 1.9
+    assert registry.remembered(secret) is proved
+    assert registry.authenticate(secret) is proved
+    clock.seconds = 2.0
+    assert registry.remembered(secret) is None
+
+
+def test_a_revoked_key_dies_at_once_here_and_within_two_seconds_elsewhere(
+    registry: TenantRegistry, database: Database, clock: Clock
+) -> None:
+    elsewhere = a_registry(database, clock)
+    key, secret = registry.create_key("acme", {Scope.GENERATE})
+    registry.authenticate(secret)
+    elsewhere.authenticate(secret)
+    registry.revoke_key(key.key_id)
+    with pytest.raises(Unauthorized):
+        registry.authenticate(secret)
+    elsewhere.authenticate(secret)
+    clock.seconds = 2.0
+    with pytest.raises(Unauthorized):
+        elsewhere.authenticate(secret)
+
+
+def test_a_key_dies_at_its_moment_remembered_or_not(registry: TenantRegistry, clock: Clock) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE}, expires_at=START + timedelta(seconds=1))
+    registry.authenticate(secret)
+    clock.seconds = 1.0
+    assert registry.remembered(secret) is None
+    with pytest.raises(Unauthorized):
+        registry.authenticate(secret)
+
+
+def test_a_tenants_new_limits_hold_at_once(registry: TenantRegistry) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    registry.authenticate(secret)
+    registry.set_tenant(replace(ACME, limits=TenantLimits(max_tasks=1)))
+    assert registry.authenticate(secret).limits.max_tasks == 1
+    registry.disable("acme")
+    with pytest.raises(Unauthorized):
+        registry.authenticate(secret)
+    registry.set_tenant(ACME)
+    assert registry.authenticate(secret).tenant == "acme"
+
+
+def test_what_was_proved_while_a_key_was_being_revoked_is_not_remembered(database: Database, clock: Clock) -> None:
+    principals = Principals(clock.monotonic)
+    registry = TenantRegistry(database, principals=principals, now=clock.now)
+    registry.add_tenant(ACME)
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    proved = registry.authenticate(secret)
+    principals.forget()
+
+    def prove_while_it_is_revoked() -> tuple[object, float]:
+        principals.forget()
+        return proved, 60.0
+
+    principals.read("hash", prove_while_it_is_revoked)
+    assert principals.get("hash") is None
+
+
+def test_a_key_can_be_replaced_without_a_gap(registry: TenantRegistry) -> None:
+    old, old_secret = registry.create_key("acme", {Scope.GENERATE})
+    new, new_secret = registry.create_key("acme", {Scope.GENERATE})
+    assert registry.authenticate(old_secret).tenant == registry.authenticate(new_secret).tenant
+    registry.revoke_key(old.key_id)
+    assert registry.authenticate(new_secret).key_id == new.key_id
+    assert [key.revoked_at is None for key in registry.keys("acme")] == [False, True]
+
+
+@pytest.mark.parametrize("key_id", ["zzzzzzzz", "", "\0", "\ud800"])
+def test_a_key_that_is_not_there_cannot_be_revoked(registry: TenantRegistry, key_id: str) -> None:
+    with pytest.raises(UnknownKey):
+        registry.revoke_key(key_id)
+
+
+def test_when_a_key_was_last_used_is_written_in_batches(
+    registry: TenantRegistry, database: Database, clock: Clock
+) -> None:
+    key, secret = registry.create_key("acme", {Scope.GENERATE})
+    clock.seconds = 1.0
+    registry.authenticate(secret)
+    clock.seconds = 1.5
+    registry.remembered(secret)
+    assert registry.keys("acme")[0].last_used_at is None
+    registry.flush_last_used()
+    assert registry.keys("acme")[0].last_used_at == START + timedelta(seconds=1.5)
+    assert a_registry(database, clock).authenticate(secret).key_id == key.key_id
+
+
+def test_a_last_use_that_could_not_be_written_is_written_next_time(
+    registry: TenantRegistry, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    registry.authenticate(secret)
+
+    def fail() -> None:
+        raise StoreUnavailable("the disk is gone")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(database, "writing", fail)
+        with pytest.raises(StoreUnavailable):
+            registry.flush_last_used()
+    registry.flush_last_used()
+    assert registry.keys("acme")[0].last_used_at == START
+
+
+@pytest.mark.parametrize("change", ["tenant = 'zeta'", "scopes = 'operator'", "revoked_at = NULL", "expires_at = NULL"])
+def test_a_damaged_key_opens_nothing(registry: TenantRegistry, database: Database, clock: Clock, change: str) -> None:
+    registry.add_tenant(Tenant(name="zeta"))
+    key, secret = registry.create_key("acme", {Scope.GENERATE}, expires_at=START + timedelta(seconds=60))
+    registry.revoke_key(key.key_id)
+    with database.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE api_keys SET {change}")
+    with pytest.raises(CorruptRecord):
+        registry.authenticate(secret)
+
+
+def test_a_damaged_tenant_opens_nothing(registry: TenantRegistry, database: Database) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE tenants SET weight = 200.0")
+    with pytest.raises(CorruptRecord):
+        registry.authenticate(secret)

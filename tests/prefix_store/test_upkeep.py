@@ -1,0 +1,231 @@
+"""Damage is found and taken out of service, litter goes when told, and a backup is a store."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefix_store.backup import restore
+from prefix_store.errors import CorruptPrefix, CorruptRecord, Quarantined, StoreUnavailable
+from prefix_store.store import PrefixStore
+from prefix_store.tenants import Scope, Tenant
+from tests.prefix_store.support import BACKBONE, keys_and_values, publish
+
+
+def the_file(tmp_path: Path, store: PrefixStore, task_id: str = "poet") -> Path:
+    return tmp_path / "default" / f"{store.task('default', task_id).served.native_sha256}.safetensors"
+
+
+def flip_a_bit(path: Path, position: int = -1) -> None:
+    body = bytearray(path.read_bytes())
+    body[position] ^= 1
+    path.write_bytes(body)
+
+
+def test_a_sound_store_has_no_damage(store: PrefixStore) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    assert store.upkeep.scan() == []
+    assert list(store.upkeep.verify_each()) == [None, None]
+
+
+def test_a_scan_finds_what_is_missing_or_of_another_size_without_reading(store: PrefixStore, tmp_path: Path) -> None:
+    for seed, task_id in enumerate(["gone", "short", "flipped", "sound"]):
+        publish(store, task_id, seed=seed)
+    the_file(tmp_path, store, "gone").unlink()
+    os.truncate(the_file(tmp_path, store, "short"), 10)
+    flip_a_bit(the_file(tmp_path, store, "flipped"))
+    damage = store.upkeep.scan()
+    assert [found.where for found in damage] == ["default/gone/1", "default/short/1"]
+    assert "missing" in damage[0].what
+    assert "10 bytes" in damage[1].what
+
+
+def test_a_verification_quarantines_a_damaged_version_and_no_other(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    store.get("default", "poet")
+    flip_a_bit(the_file(tmp_path, store))
+    assert [found.where for found in store.upkeep.verify()] == ["default/poet/1"]
+    assert store.cached("default", "poet") is None
+    with pytest.raises(Quarantined, match="damaged"):
+        store.get("default", "poet")
+    assert store.get("default", "clerk").version == 1
+    assert len(store.upkeep.verify()) == 1
+
+
+def test_the_same_bytes_repair_a_version_and_release_it(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, seed=1)
+    flip_a_bit(the_file(tmp_path, store))
+    store.upkeep.verify()
+    published = publish(store, seed=1)
+    assert (published.version.version, published.changed) == (1, True)
+    assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(1))
+    assert store.upkeep.verify() == []
+
+
+def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, seed=1)
+    publish(store, seed=2)
+    store.get("default", "poet")
+    task = store.quarantine("default", "poet", 2, "failed three times")
+    assert [version.quarantined for version in task.versions] == [None, "failed three times"]
+    with pytest.raises(Quarantined, match="failed three times"):
+        store.get("default", "poet")
+    store.use_version("default", "poet", 1)
+    assert store.get("default", "poet").version == 1
+    with pytest.raises(Quarantined):
+        store.use_version("default", "poet", 2)
+    store.release("default", "poet", 2)
+    assert store.use_version("default", "poet", 2).served_version == 2
+
+
+def test_a_quarantine_outlives_the_process(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    store.quarantine("default", "poet", 1, "it fails")
+    store.close()
+    again = PrefixStore(tmp_path, backbone=BACKBONE)
+    with pytest.raises(Quarantined, match="it fails"):
+        again.get("default", "poet")
+    again.close()
+
+
+def test_a_task_deleted_while_it_is_verified_is_no_damage(store: PrefixStore) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "zoo", seed=2)
+    pass_over = store.upkeep.verify_each()
+    assert next(pass_over) is None
+    store.delete("default", "zoo")
+    assert list(pass_over) == [None]
+
+
+def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    old, new = tmp_path / "default" / "old.upload", tmp_path / "gone" / "new.upload"
+    new.parent.mkdir()
+    for path in (old, new):
+        path.write_bytes(b"12345")
+    hours_ago = time.time() - 7200
+    for path in (old, the_file(tmp_path, store)):
+        os.utime(path, (hours_ago, hours_ago))
+    assert store.upkeep.sweep() == 5
+    assert not old.exists()
+    assert new.exists()
+    assert store.upkeep.sweep(timedelta(seconds=-10)) == 5
+    assert store.upkeep.verify() == []
+
+
+def test_a_store_with_a_damaged_record_is_not_swept(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    damage(store, "UPDATE versions SET native_sha256 = 'x'")
+    with pytest.raises(CorruptRecord):
+        store.upkeep.sweep(timedelta(seconds=-10))
+    assert len(list(tmp_path.glob("default/*"))) == 1
+
+
+def damage(store: PrefixStore, statement: str) -> None:
+    with store._database.writing() as connection:
+        connection.exec_driver_sql(statement)
+
+
+RECORDS = {
+    "a task's served version": "UPDATE tasks SET served_version = 2 WHERE task_id = 'poet'",
+    "a task's settings": "UPDATE tasks SET config = '{' WHERE task_id = 'poet'",
+    "bytes that are no text": "UPDATE tasks SET config = CAST(x'ff00ff' AS TEXT) WHERE task_id = 'poet'",
+    "a public task": "UPDATE tasks SET public = 1 WHERE task_id = 'poet'",
+    "a version's hash": f"UPDATE versions SET native_sha256 = '{'0' * 64}' WHERE task_id = 'poet' AND version = 3",
+    "a version's moment": "UPDATE versions SET created_at = 'x' WHERE task_id = 'poet'",
+    "a version's number of tokens": "UPDATE versions SET num_virtual_tokens = 4 WHERE task_id = 'poet'",
+    "a quarantine that was lifted": "UPDATE versions SET quarantined = NULL WHERE task_id = 'poet'",
+    "a version that is gone": "DELETE FROM versions WHERE task_id = 'poet' AND version = 3",
+    "a checksum": "UPDATE tasks SET checksum = 'x' WHERE task_id = 'poet'",
+}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_damaged_record_fails_its_own_task_and_no_other(store: PrefixStore, tmp_path: Path, record: str) -> None:
+    for seed in (1, 2, 3):
+        publish(store, "poet", seed=seed)
+    publish(store, "clerk", seed=4)
+    store.quarantine("default", "poet", 3, "it fails")
+    damage(store, RECORDS[record])
+    store.close()
+    again = PrefixStore(tmp_path, backbone=BACKBONE)
+    for ask in (again.get, again.task):
+        with pytest.raises(CorruptRecord):
+            ask("default", "poet")
+    with pytest.raises(CorruptRecord):
+        publish(again, "poet", seed=5)
+    assert again.get("default", "clerk").version == 1
+    assert [task.task_id for task in again.tasks("default", limit=1)] == ["clerk"]
+    assert any("poet" in found.where for found in again.upkeep.scan())
+    again.delete("default", "poet")
+    assert again.upkeep.scan() == []
+    assert publish(again, "poet", seed=5).created_task
+    again.close()
+
+
+def test_a_damaged_tenant_or_key_is_found_by_a_scan(store: PrefixStore) -> None:
+    store.tenants.add_tenant(Tenant(name="acme"))
+    key, _ = store.tenants.create_key("acme", {Scope.TASKS})
+    damage(store, "UPDATE tenants SET weight = 9.0")
+    damage(store, "UPDATE api_keys SET scopes = 'operator'")
+    assert {found.where for found in store.upkeep.scan()} == {"tenants acme", f"api_keys {key.key_id}"}
+
+
+def test_a_damaged_index_is_found_by_a_scan(store: PrefixStore) -> None:
+    publish(store)
+    damage(store, "PRAGMA writable_schema=ON")
+    damage(
+        store,
+        "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'public_tasks')"
+        " WHERE name = 'versions_by_sha256'",
+    )
+    store._database._engine.dispose()
+    assert [found.where for found in store.upkeep.scan()][:1] == ["registry"]
+
+
+def test_a_backup_is_a_store_as_it_was(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "poet", seed=2)
+    store.tenants.add_tenant(Tenant(name="acme"))
+    publish(store, "clerk", seed=3, tenant="acme")
+    before = store.tasks("default")
+    assert store.upkeep.backup(tmp_path / "backup") == 3
+    publish(store, "poet", seed=4)
+    store.delete("acme", "clerk")
+
+    assert restore(tmp_path / "backup", tmp_path / "restored") == 3
+    again = PrefixStore(tmp_path / "restored", backbone=BACKBONE)
+    assert again.tasks("default") == before
+    assert torch.equal(again.get("acme", "clerk").prefix.past_key_values, keys_and_values(3))
+    assert again.tenants.tenant("acme") == Tenant(name="acme")
+    assert again.upkeep.verify() == []
+    again.close()
+
+
+def test_a_backup_takes_no_place_of_anything(store: PrefixStore, tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    with pytest.raises(StoreUnavailable, match="there already"):
+        store.upkeep.backup(tmp_path / "backup")
+
+
+def test_a_backup_that_fails_leaves_nothing(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    the_file(tmp_path, store).unlink()
+    with pytest.raises(CorruptPrefix, match="missing"):
+        store.upkeep.backup(tmp_path / "backups" / "today")
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_a_damaged_backup_is_not_restored(store: PrefixStore, tmp_path: Path) -> None:
+    publish(store)
+    store.upkeep.backup(tmp_path / "backup")
+    (file,) = (tmp_path / "backup").glob("*/*.safetensors")
+    flip_a_bit(file)
+    with pytest.raises(CorruptPrefix, match="damaged in the backup"):
+        restore(tmp_path / "backup", tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
