@@ -4,7 +4,7 @@ Knows transactions and what is allowed in them. Knows nothing of files or of wha
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -108,32 +108,45 @@ class Registry:
                 return version_of(served_version_row(connection, task), self._fingerprint)
             return version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
 
-    def use_version(self, tenant: str, task_id: str, version: int, if_match: str | None) -> Task:
-        """Raises `UnknownTask`, `UnknownVersion`, `StaleVersion`, `Quarantined`, `PreconditionFailed`."""
-        with self._database.writing() as connection:
-            task = task_row(connection, tenant, task_id, for_update=True)
-            _check_match(if_match, served_version_row(connection, task).sha256)
-            wanted = version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
-            if wanted.stale:
-                raise StaleVersion(task_id, version, wanted.backbone, self._fingerprint)
-            if wanted.quarantined is not None:
-                raise Quarantined(task_id, version, wanted.quarantined)
-            return self._changed(connection, task, served_version=version)
+    def patch(
+        self,
+        tenant: str,
+        task_id: str,
+        *,
+        version: int | None = None,
+        change_config: Callable[[TaskConfig], TaskConfig] | None = None,
+        public: bool | None = None,
+        if_match: str | None = None,
+    ) -> Task:
+        """Change what is given, all of it or, where anything is refused, nothing.
 
-    def set_config(self, tenant: str, task_id: str, config: TaskConfig) -> Task:
-        """Raises `UnknownTask`."""
+        Raises `UnknownTask`, `UnknownVersion`, `StaleVersion`, `Quarantined`, `PublicNameTaken`, `PreconditionFailed`.
+        """
         with self._database.writing() as connection:
             task = task_row(connection, tenant, task_id, for_update=True)
-            return self._changed(connection, task, config=config_text(config))
+            if if_match is not None:
+                _check_match(if_match, served_version_row(connection, task).sha256)
+            values: dict[str, object] = {}
+            if version is not None:
+                self._check_servable(connection, tenant, task_id, version)
+                values["served_version"] = version
+            if change_config is not None:
+                values["config"] = config_text(change_config(config_of(task)))
+            if public is not None:
+                other = find_public_task(connection, task_id) if public else None
+                if other is not None and other.tenant != tenant:
+                    raise PublicNameTaken(task_id, other.tenant)
+                values["public"] = public
+            if values:
+                change(connection, tasks, task, **values)
+            return self._whole_task(connection, task_row(connection, tenant, task_id))
 
-    def set_public(self, tenant: str, task_id: str, public: bool) -> Task:
-        """Raises `UnknownTask`, `PublicNameTaken`."""
-        with self._database.writing() as connection:
-            task = task_row(connection, tenant, task_id, for_update=True)
-            other = find_public_task(connection, task_id) if public else None
-            if other is not None and other.tenant != tenant:
-                raise PublicNameTaken(task_id, other.tenant)
-            return self._changed(connection, task, public=public)
+    def _check_servable(self, connection: Connection, tenant: str, task_id: str, version: int) -> None:
+        wanted = version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
+        if wanted.stale:
+            raise StaleVersion(task_id, version, wanted.backbone, self._fingerprint)
+        if wanted.quarantined is not None:
+            raise Quarantined(task_id, version, wanted.quarantined)
 
     def set_quarantined(self, tenant: str, task_id: str, version: int, reason: str | None) -> Task:
         """Take a version out of service, or with None put it back. Raises `UnknownTask`, `UnknownVersion`."""
@@ -222,10 +235,6 @@ class Registry:
         same = (versions.c.sha256 == upload.sha256) & (versions.c.backbone == upload.backbone)
         row = connection.execute(of_task(tenant, task_id).where(same)).first()
         return row if row is not None and is_sound(versions, row._mapping) else None
-
-    def _changed(self, connection: Connection, task: AnyRow, **changes: object) -> Task:
-        change(connection, tasks, task, **changes)
-        return self._whole_task(connection, task_row(connection, task.tenant, task.task_id))
 
     def _whole_task(self, connection: Connection, task: AnyRow) -> Task:
         rows = connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version))

@@ -4,7 +4,7 @@ Knows the order that makes a write safe: first the files, then one transaction. 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -163,22 +163,26 @@ class PrefixStore:
             self._registry.version(tenant, task_id, version)  # raises where it was deleted while it was being read
             raise
 
-    def use_version(self, tenant: str, task_id: str, version: int, if_match: str | None = None) -> Task:
-        """Serve an older (or newer) version.
+    def patch(
+        self,
+        tenant: str,
+        task_id: str,
+        *,
+        version: int | None = None,
+        change_config: Callable[[TaskConfig], TaskConfig] | None = None,
+        public: bool | None = None,
+        if_match: str | None = None,
+    ) -> Task:
+        """Change what is given, all of it or nothing: the served version, the config (a function of the present one),
+        whether tenants that have no task of this name may use it. `if_match` as in `publish`.
 
-        Raises `UnknownVersion`, `StaleVersion`, `Quarantined`, `PreconditionFailed`.
+        Raises `UnknownVersion`, `StaleVersion`, `Quarantined`, `PublicNameTaken`, `PreconditionFailed`.
         """
         with self._writing_task(tenant, task_id):
-            return self._remember(tenant, self._registry.use_version(tenant, task_id, version, if_match))
-
-    def set_config(self, tenant: str, task_id: str, config: TaskConfig) -> Task:
-        with self._writing_task(tenant, task_id):
-            return self._remember(tenant, self._registry.set_config(tenant, task_id, config))
-
-    def set_public(self, tenant: str, task_id: str, public: bool) -> Task:
-        """Whether tenants that have no task of this name may use this one. Raises `PublicNameTaken`."""
-        with self._writing_task(tenant, task_id):
-            return self._remember(tenant, self._registry.set_public(tenant, task_id, public))
+            task = self._registry.patch(
+                tenant, task_id, version=version, change_config=change_config, public=public, if_match=if_match
+            )
+            return self._remember(tenant, task)
 
     def quarantine(self, tenant: str, task_id: str, version: int, reason: str) -> Task:
         """Serve the version no more, until it is uploaded again or released. Raises `UnknownVersion`."""

@@ -41,7 +41,7 @@ def publish_text(store: PrefixStore, task_id: str, seed: int) -> None:
 OPERATIONS: dict[str, Callable[[PrefixStore], object]] = {
     "publish": lambda store: publish(store, "fresh", tenant="newcomer", seed=5),
     "replace": lambda store: publish_text(store, "poet", seed=3),
-    "rollback": lambda store: store.use_version("default", "poet", 1),
+    "rollback": lambda store: store.patch("default", "poet", version=1),
     "delete": lambda store: store.delete("default", "poet"),
 }
 
@@ -194,7 +194,7 @@ def take_step(store: PrefixStore, step: Step) -> None:
         return
     try:
         if operation == "rollback":
-            store.use_version("default", task_id, number)
+            store.patch("default", task_id, version=number)
         else:
             store.delete("default", task_id)
     except (UnknownTask, UnknownVersion):

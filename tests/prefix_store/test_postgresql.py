@@ -107,8 +107,8 @@ def test_a_database_of_a_newer_release_is_refused(url: str) -> None:
 def test_tasks_are_published_replaced_rolled_back_and_deleted(store: PrefixStore) -> None:
     publish(store, seed=1)
     publish(store, seed=2)
-    store.set_config("default", "poet", TaskConfig(parameters={"temperature": 0.5, "stop": ["\n"]}))
-    store.use_version("default", "poet", 1)
+    store.patch("default", "poet", change_config=lambda _: TaskConfig(parameters={"temperature": 0.5, "stop": ["\n"]}))
+    store.patch("default", "poet", version=1)
     served = store.get("default", "poet")
     assert (served.version, served.config.parameters["temperature"]) == (1, 0.5)
     assert [len(task.versions) for task in store.tasks("default")] == [2]
@@ -120,7 +120,7 @@ def test_tasks_are_published_replaced_rolled_back_and_deleted(store: PrefixStore
 
 def test_a_public_task_is_everybodys(store: PrefixStore) -> None:
     publish(store, tenant="acme")
-    store.set_public("acme", "poet", True)
+    store.patch("acme", "poet", public=True)
     assert store.get("zeta", "poet").tenant == "acme"
     assert [task.tenant for task in store.tasks("zeta")] == ["acme"]
 

@@ -11,7 +11,7 @@ from tests.prefix_store.support import publish
 @pytest.fixture
 def shared(store: PrefixStore) -> PrefixStore:
     publish(store, tenant="acme", seed=1)
-    store.set_public("acme", "poet", True)
+    store.patch("acme", "poet", public=True)
     return store
 
 
@@ -19,7 +19,7 @@ def test_another_tenants_task_is_unknown_until_it_is_public(store: PrefixStore) 
     publish(store, tenant="acme", seed=1)
     with pytest.raises(UnknownTask):
         store.get("zeta", "poet")
-    assert store.set_public("acme", "poet", True).public
+    assert store.patch("acme", "poet", public=True).public
     assert store.get("zeta", "poet").tenant == "acme"
     assert store.cached("zeta", "poet") is not None
     assert store.task("zeta", "poet").tenant == "acme"
@@ -45,15 +45,15 @@ def test_who_borrows_a_task_sees_what_its_owner_does_to_it(shared: PrefixStore) 
     publish(shared, tenant="acme", seed=2)
     assert shared.cached("zeta", "poet") is None
     assert shared.get("zeta", "poet").version == 2
-    shared.set_config("acme", "poet", TaskConfig(description="new"))
+    shared.patch("acme", "poet", change_config=lambda _: TaskConfig(description="new"))
     assert shared.get("zeta", "poet").config.description == "new"
-    shared.use_version("acme", "poet", 1)
+    shared.patch("acme", "poet", version=1)
     assert shared.get("zeta", "poet").version == 1
-    shared.set_public("acme", "poet", False)
+    shared.patch("acme", "poet", public=False)
     assert shared.cached("zeta", "poet") is None
     with pytest.raises(UnknownTask):
         shared.get("zeta", "poet")
-    shared.set_public("acme", "poet", True)
+    shared.patch("acme", "poet", public=True)
     shared.get("zeta", "poet")
     shared.delete("acme", "poet")
     with pytest.raises(UnknownTask):
@@ -64,9 +64,9 @@ def test_a_public_task_is_read_by_others_and_neither_changed_nor_downloaded(shar
     for ask in (
         shared.upload_bytes,
         shared.delete,
-        lambda tenant, task_id: shared.use_version(tenant, task_id, 1),
-        lambda tenant, task_id: shared.set_config(tenant, task_id, TaskConfig()),
-        lambda tenant, task_id: shared.set_public(tenant, task_id, False),
+        lambda tenant, task_id: shared.patch(tenant, task_id, version=1),
+        lambda tenant, task_id: shared.patch(tenant, task_id, change_config=lambda _: TaskConfig()),
+        lambda tenant, task_id: shared.patch(tenant, task_id, public=False),
         lambda tenant, task_id: shared.quarantine(tenant, task_id, 1, "no"),
     ):
         with pytest.raises(UnknownTask):
@@ -76,8 +76,8 @@ def test_a_public_task_is_read_by_others_and_neither_changed_nor_downloaded(shar
 def test_one_name_means_one_public_task(shared: PrefixStore) -> None:
     publish(shared, tenant="zeta", seed=2)
     with pytest.raises(PublicNameTaken, match="acme"):
-        shared.set_public("zeta", "poet", True)
-    assert shared.set_public("acme", "poet", True).public
+        shared.patch("zeta", "poet", public=True)
+    assert shared.patch("acme", "poet", public=True).public
 
 
 def test_a_page_holds_ones_own_tasks_and_the_public_ones(shared: PrefixStore) -> None:

@@ -58,7 +58,7 @@ def test_what_was_published_is_read_as_it_was_written(registry: Registry) -> Non
 def test_a_config_is_kept_as_json(registry: Registry) -> None:
     registry.publish("default", "poet", an_upload())
     config = TaskConfig("über", "{inputs} =>", {"temperature": 0.5, "stop": ["\n"], "seed": None})
-    assert registry.set_config("default", "poet", config).config == config
+    assert registry.patch("default", "poet", change_config=lambda _: config).config == config
     assert registry.publish("default", "poet", an_upload("33" * 32)).config == config
     assert registry.served("default", "poet")[2] == config
 

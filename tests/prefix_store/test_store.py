@@ -111,17 +111,17 @@ def test_an_older_versions_bytes_serve_that_one_again(store: PrefixStore) -> Non
 def test_a_rollback_serves_the_older_version(store: PrefixStore) -> None:
     publish(store, seed=1)
     publish(store, seed=2)
-    assert store.use_version("default", "poet", 1).served_version == 1
+    assert store.patch("default", "poet", version=1).served_version == 1
     assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(1))
     with pytest.raises(UnknownVersion):
-        store.use_version("default", "poet", 3)
+        store.patch("default", "poet", version=3)
 
 
 def test_a_config_is_served_at_once_and_outlives_versions(store: PrefixStore) -> None:
     publish(store, seed=1)
     store.get("default", "poet")
     config = TaskConfig(prompt_template="{inputs}:", parameters={"top_k": 5})
-    store.set_config("default", "poet", config)
+    store.patch("default", "poet", change_config=lambda _: config)
     cached = store.cached("default", "poet")
     assert cached is not None
     assert cached.config == config
@@ -214,7 +214,7 @@ def test_preconditions_compare_with_the_served_version(store: PrefixStore, tmp_p
     with pytest.raises(PreconditionFailed):
         publish(store, seed=2, if_match=sha256(b""))
     with pytest.raises(PreconditionFailed):
-        store.use_version("default", "poet", 1, if_match=sha256(b""))
+        store.patch("default", "poet", version=1, if_match=sha256(b""))
     with pytest.raises(PreconditionFailed):
         store.delete("default", "poet", if_match=sha256(b""))
     assert files_in(tmp_path) == files
@@ -227,7 +227,7 @@ def test_a_restarted_process_sees_all(store: PrefixStore, tmp_path: Path) -> Non
     publish(store, "poet", seed=1)
     publish(store, "poet", seed=2)
     publish_text(store, b"text", seed=3, task_id="clerk")
-    store.use_version("default", "poet", 1)
+    store.patch("default", "poet", version=1)
     tasks = store.tasks("default")
     store.close()
     restarted = PrefixStore(tmp_path, backbone=BACKBONE)
@@ -254,7 +254,7 @@ def test_under_another_backbone_versions_are_stale_and_a_new_upload_heals(store:
     with pytest.raises(StaleVersion):
         other.get("default", "poet")
     with pytest.raises(StaleVersion):
-        other.use_version("default", "poet", 1)
+        other.patch("default", "poet", version=1)
     assert other.upload_bytes("default", "poet")[0] == b"text"
 
     foreign = {"kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}

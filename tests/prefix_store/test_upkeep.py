@@ -75,12 +75,12 @@ def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: Pre
     assert [version.quarantined for version in task.versions] == [None, "failed three times"]
     with pytest.raises(Quarantined, match="failed three times"):
         store.get("default", "poet")
-    store.use_version("default", "poet", 1)
+    store.patch("default", "poet", version=1)
     assert store.get("default", "poet").version == 1
     with pytest.raises(Quarantined):
-        store.use_version("default", "poet", 2)
+        store.patch("default", "poet", version=2)
     store.release("default", "poet", 2)
-    assert store.use_version("default", "poet", 2).served_version == 2
+    assert store.patch("default", "poet", version=2).served_version == 2
 
 
 def test_a_quarantine_outlives_the_process(store: PrefixStore, tmp_path: Path) -> None:
