@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import httpx
 
-from clients.errors import InvalidTaskId, UnexpectedAnswer
+from clients.errors import InvalidRequest, InvalidTaskId, UnexpectedAnswer
 from clients.results import Generation, Json, ServerInfo, Task, TaskPage, Upload
 from clients.stream import EventReader
 
@@ -39,9 +39,13 @@ class Call(Generic[T]):
     repeatable: bool = True
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        request = http.build_request(
-            self.method, self.path, json=self.json, content=self.content, params=self.params, headers=self.headers
-        )
+        """The request, ready to send. Raises `InvalidRequest` when a value cannot be written down."""
+        try:
+            request = http.build_request(
+                self.method, self.path, json=self.json, content=self.content, params=self.params, headers=self.headers
+            )
+        except (ValueError, TypeError) as error:
+            raise InvalidRequest(f"the request cannot be sent: {reason_of(error)}") from error
         if self.progress is not None and self.content is not None:
             request.stream = ReportingStream(self.content, self.progress)
         return request
@@ -71,6 +75,14 @@ class ReportingStream(httpx.SyncByteStream, httpx.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in iter(self):
             yield chunk
+
+
+def reason_of(error: ValueError | TypeError) -> str:
+    """In ASCII: what cannot be sent can seldom be printed."""
+    if isinstance(error, UnicodeEncodeError):
+        refused = error.object[error.start : error.end]
+        return f"{refused!a} has no {error.encoding.upper()} form (it may come from bytes that are not UTF-8)"
+    return str(error)
 
 
 def generate(task: str | None, inputs: str, **parameters: Any) -> Call[Generation]:

@@ -1,6 +1,7 @@
 """The commands that talk to a server: `polyprefix upload`, `tasks`, `generate`, `delete`.
 
-Knows terminals. Each command is a plain function with typer's annotations; what it does is the `Client`'s.
+Knows terminals. Each command is a plain function with typer's annotations; what it does is the `Client`'s, and what it
+prints with `--json` is the server's own JSON.
 """
 
 import dataclasses
@@ -9,16 +10,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from clients import calls
+from clients.calls import Call
 from clients.client import DEFAULT_URL, Client
 from clients.errors import ConnectionFailed, PolyprefixError
-from clients.results import Task
+from clients.results import Json, Task, Version
 
 Url = Annotated[str, typer.Option(envvar="POLYPREFIX_URL", help="Where the server answers.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="The tenant's key.")]
@@ -42,11 +46,12 @@ def upload(
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
     with connected(url, api_key) as client, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
         row = bar.add_task(f"uploading {task}")
-        done = client.upload(task, file, progress=lambda sent, total: bar.update(row, completed=sent, total=total))
+        call = calls.upload(task, file, progress=lambda sent, total: bar.update(row, completed=sent, total=total))
+        answer = client.carry_out(unread(call))
     if as_json:
-        echo_json(dataclasses.asdict(done))
+        echo_json(answer)
     else:
-        version = done.version
+        version = Version.from_json(answer)
         typer.echo(f"{task}: version {version.version}, {version.kind}, {version.num_virtual_tokens} virtual tokens")
 
 
@@ -55,9 +60,9 @@ def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = Fals
     with connected(url, api_key) as client:
         found = list(all_tasks(client))
     if as_json:
-        echo_json([dataclasses.asdict(task) for task in found])
+        echo_json(found)
     else:
-        Console().print(task_table(found))
+        Console().print(task_table([Task.from_json(task) for task in found]))
 
 
 def generate(
@@ -87,10 +92,10 @@ def generate(
         "num_beams": num_beams,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
-    prompt = sys.stdin.read() if inputs == "-" else inputs
+    prompt = read_standard_input() if inputs == "-" else inputs
     with connected(url, api_key) as client:
         if as_json:
-            echo_json(dataclasses.asdict(client.generate(task, prompt, details=True, **given)))
+            echo_json(client.carry_out(unread(calls.generate(task, prompt, details=True, **given))))
         elif (num_beams or 1) > 1:  # beams are compared at the end, so there is nothing to stream
             typer.echo(client.generate(task, prompt, **given).generated_text)
         else:
@@ -119,17 +124,36 @@ def connected(url: str, api_key: str | None) -> Iterator[Client]:
         fail(str(error))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     typer.secho(f"error: {message}", err=True, fg="red")
     raise typer.Exit(1)
 
 
-def all_tasks(client: Client) -> Iterator[Task]:
-    page = client.tasks()
-    yield from page.tasks
-    while page.next is not None:
-        page = client.tasks(after=page.next)
-        yield from page.tasks
+def read_standard_input() -> str:
+    """UTF-8 whatever the locale says, as the contract has it."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        fail(f"standard input is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}")
+
+
+def unread(call: Call[Any]) -> Call[Json]:
+    """The same call, its answer checked as ever but given as the JSON that the server sent."""
+
+    def read(response: httpx.Response) -> Json:
+        call.read(response)
+        body: Json = response.json()
+        return body
+
+    return dataclasses.replace(call, read=read)
+
+
+def all_tasks(client: Client) -> Iterator[Json]:
+    page = client.carry_out(unread(calls.tasks()))
+    yield from page["tasks"]
+    while page.get("next") is not None:
+        page = client.carry_out(unread(calls.tasks(after=page["next"])))
+        yield from page["tasks"]
 
 
 def task_table(found: list[Task]) -> Table:
@@ -143,10 +167,15 @@ def task_table(found: list[Task]) -> Table:
 
 
 def echo_stream(client: Client, task: str, prompt: str, parameters: dict[str, Any]) -> None:
-    for event in client.stream(task, prompt, **parameters):
-        typer.echo(event.token.text, nl=False)
-    typer.echo()
+    """The text as it comes. Its line is ended also where an error ends the text; a refusal prints none of it."""
+    events = client.stream(task, prompt, **parameters)
+    typer.echo(next(events).token.text, nl=False)  # refusals raise here
+    try:
+        for event in events:
+            typer.echo(event.token.text, nl=False)
+    finally:
+        typer.echo()
 
 
 def echo_json(value: object) -> None:
-    typer.echo(json.dumps(value, default=str, ensure_ascii=False))
+    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -5,6 +5,7 @@ What the verbs are stands in calls.py, once for both clients.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +16,7 @@ import httpx
 
 from clients import calls
 from clients.calls import Call
-from clients.errors import ConnectionFailed, TimedOut, error_from_response
+from clients.errors import ConnectionFailed, InvalidRequest, InvalidUrl, TimedOut, error_from_response
 from clients.results import StreamEvent
 from clients.retries import Retries
 
@@ -46,6 +47,7 @@ class Verb(Generic[P, T]):
         if client is None:
             return self._build
 
+        @functools.wraps(self._build)
         def method(*args: P.args, **kwargs: P.kwargs) -> Any:
             return client.carry_out(self._build(*args, **kwargs))
 
@@ -72,7 +74,8 @@ class Client(Verbs):
     """Talks to one server; a context manager, and safe to share between threads.
 
     `timeout` is how many seconds may pass without a byte. Raises `ApiError` where the server says no,
-    `ConnectionFailed` where none answers, `UnexpectedAnswer` where something else does. `transport` is httpx's.
+    `ConnectionFailed` where none answers, `UnexpectedAnswer` where something else does, `InvalidRequest`,
+    `InvalidTaskId` and `InvalidUrl` where there is nothing to send. `transport` is httpx's.
     """
 
     def __init__(
@@ -183,10 +186,27 @@ class AsyncClient(Verbs):
 def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
     """No limit on the wait for one of our own connections: the server's queue decides who is refused."""
     return {
-        "base_url": base_url,
-        "headers": {} if api_key is None else {"authorization": f"Bearer {api_key}"},
+        "base_url": checked_url(base_url),
+        "headers": {} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"},
         "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
     }
+
+
+def checked_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InvalidUrl(base_url) from error
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise InvalidUrl(base_url)
+    return url
+
+
+def checked_key(api_key: str) -> str:
+    """The message leaves the key out: it is a secret, and messages end up in logs."""
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequest("the API key holds characters that no header can carry; expected printable ASCII")
+    return api_key
 
 
 def seconds_before_repeating(call: Call[Any], response: httpx.Response, attempt: int, retries: Retries) -> float:

@@ -48,6 +48,23 @@ class InvalidTaskId(PolyprefixError):
         return f"{self.task!r} is no task id: 1 to 128 letters, digits, '.', '_', '-', and a letter or digit first"
 
 
+class InvalidUrl(PolyprefixError):
+    """A base URL that can be no server's, refused when the client is made."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def __str__(self) -> str:
+        advice = "expected http://HOST:PORT" if "://" in self.url else f"add http://, as in http://{self.url}"
+        return f"{self.url!a} is no server's URL: {advice}"
+
+
+class InvalidRequest(PolyprefixError):
+    """A value that has no form in a request: text that is not Unicode, a number that is not finite, an object that
+    JSON does not know. Nothing was sent."""
+
+
 class ApiError(PolyprefixError):
     """The server refused or failed a request, and said so.
 

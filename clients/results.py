@@ -4,7 +4,7 @@ Knows the contract's field names. Fields that a newer server adds are ignored; o
 `UnexpectedAnswer`, raised where answers are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Self
@@ -20,7 +20,8 @@ def known(cls: type, body: Json) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token. `logprob` is the model's own, before penalty, temperature and truncation."""
+    """One token. `logprob` is the model's own, before penalty, temperature and truncation; None for the first of a
+    prompt."""
 
     id: int
     text: str
@@ -39,6 +40,8 @@ class Details:
 
     `finish_reason` is `length`, `eos_token` or `stop_sequence`; `prompt_tokens` leaves the task's virtual tokens out.
     `steps` are the numbers of the first and the last forward pass that held this request, where the server says so.
+    `prefill` are the prompt's tokens, with `decoder_input_details`; `top_tokens` are, for each generated token, the
+    most likely ones at its place, with `top_n_tokens`; `skipped_tokens` is how many the prompt lost to `truncate`.
     `choices` are the other samples of a request with `best_of` > 1, each as the server sent it.
     """
 
@@ -46,9 +49,12 @@ class Details:
     generated_tokens: int
     prompt_tokens: int = 0
     prefix_tokens: int = 0
+    skipped_tokens: int = 0
     seed: int | None = None
     steps: tuple[int, int] | None = None
+    prefill: tuple[Token, ...] = ()
     tokens: tuple[Token, ...] = ()
+    top_tokens: tuple[tuple[Token, ...], ...] = ()
     choices: tuple[Json, ...] = ()
 
     @classmethod
@@ -56,7 +62,9 @@ class Details:
         steps = body.get("steps")
         parsed = {
             "steps": None if steps is None else (int(steps[0]), int(steps[1])),
-            "tokens": tuple(Token.from_json(token) for token in body.get("tokens") or ()),
+            "prefill": tokens_from(body.get("prefill")),
+            "tokens": tokens_from(body.get("tokens")),
+            "top_tokens": tuple(tokens_from(tokens) for tokens in body.get("top_tokens") or ()),
             "choices": tuple(body.get("best_of_sequences") or ()),
         }
         return cls(**{**known(cls, body), **parsed})
@@ -81,11 +89,13 @@ class StreamEvent:
     """One token of a stream, as it is made; `index` starts at 1.
 
     `token.text` is `""` while the text may still become a stop string or half a character; the texts of all events
-    joined are the generated text. The last event alone has `generated_text` and `details`.
+    joined are the generated text. `top_tokens` are the most likely ones at this place, with `top_n_tokens`. The last
+    event alone has `generated_text` and `details`.
     """
 
     index: int
     token: Token
+    top_tokens: tuple[Token, ...] = ()
     generated_text: str | None = None
     details: Details | None = None
 
@@ -95,8 +105,16 @@ class StreamEvent:
 
     @classmethod
     def from_json(cls, body: Json) -> Self:
-        parsed = {"token": Token.from_json(body["token"]), "details": details_from(body)}
+        parsed = {
+            "token": Token.from_json(body["token"]),
+            "top_tokens": tokens_from(body.get("top_tokens")),
+            "details": details_from(body),
+        }
         return cls(**{**known(cls, body), **parsed})
+
+
+def tokens_from(bodies: Iterable[Json] | None) -> tuple[Token, ...]:
+    return tuple(Token.from_json(body) for body in bodies or ())
 
 
 def details_from(body: Json) -> Details | None:

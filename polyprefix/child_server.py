@@ -16,11 +16,12 @@ from clients.errors import ConnectionFailed, Unavailable
 
 POLL_SECONDS = 0.1
 DRAIN_SECONDS = 45.0  # the server itself promises to be gone 40 s after SIGTERM
+READY_SECONDS = 180.0  # room for a large backbone on a slow disk
 NUM_LOG_LINES = 20
 
 
 class ServerFailed(RuntimeError):
-    """The child ended before it was ready; the message holds the end of its log."""
+    """The child ended before it was ready, or took too long; the message holds the end of its log."""
 
 
 @contextmanager
@@ -46,16 +47,22 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def wait_until_ready(client: Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when the server answers that it is ready. Raises `ServerFailed` when the process ends instead."""
-    while process.poll() is None:
+def wait_until_ready(
+    client: Client, process: subprocess.Popen[bytes], log: Path, max_seconds: float = READY_SECONDS
+) -> None:
+    """Returns when the server answers that it is ready. Raises `ServerFailed` when the process ends instead, or when
+    `max_seconds` have passed."""
+    deadline = time.monotonic() + max_seconds
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             client.ready()
             return
         except (ConnectionFailed, Unavailable):
             time.sleep(POLL_SECONDS)
+    status = process.poll()
+    fate = f"was not ready after {max_seconds:g} s" if status is None else f"ended with status {status}"
     last_lines = log.read_text(errors="replace").splitlines()[-NUM_LOG_LINES:]
-    raise ServerFailed("\n".join([f"the server ended with status {process.returncode}; its last words:", *last_lines]))
+    raise ServerFailed("\n".join([f"the server {fate}; its last words:", *last_lines]))
 
 
 def is_free(port: int) -> bool:

@@ -19,6 +19,8 @@ GROUP = "polyprefix.commands"
 COMMANDS = {
     "demo": ("Start a server on the embedded model and show tasks sharing its steps.", "server"),
     "serve": ("Serve one frozen GPT-2 and many tasks over HTTP.", "server"),
+    "admin": ("Manage tenants and their API keys.", "server"),
+    "store": ("Check, back up, restore and clean the store.", "server"),
     "upload": ("Make a safetensors file the task's next version.", ""),
     "tasks": ("List the tasks that the key may see.", ""),
     "generate": ("Continue a text as a task does, printing it as it is made.", ""),
@@ -40,9 +42,12 @@ def build(arguments: list[str]) -> typer.Typer:
     app.callback()(polyprefix)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     for entry_point in sorted(entry_points(group=GROUP), key=place):
-        function = load(entry_point) if entry_point.name == called else not_called
-        help_line = COMMANDS.get(entry_point.name, (None, ""))[0]
-        app.command(entry_point.name, short_help=help_line)(function)
+        command = load(entry_point) if entry_point.name == called else not_called
+        help_line = COMMANDS.get(entry_point.name, ("", ""))[0]
+        if isinstance(command, typer.Typer):  # a group of commands
+            app.add_typer(command, name=entry_point.name, short_help=help_line)
+        else:
+            app.command(entry_point.name, short_help=help_line)(command)
     return app
 
 
@@ -52,10 +57,10 @@ def place(entry_point: EntryPoint) -> tuple[int, str]:
     return names.index(entry_point.name) if known else len(names), entry_point.name
 
 
-def load(entry_point: EntryPoint) -> Callable[..., Any]:
+def load(entry_point: EntryPoint) -> typer.Typer | Callable[..., Any]:
     """Import the command, or say which extra it needs."""
     try:
-        function: Callable[..., Any] = entry_point.load()
+        command: typer.Typer | Callable[..., Any] = entry_point.load()
     except ModuleNotFoundError as error:
         extra = COMMANDS.get(entry_point.name, ("", ""))[1]
         if not extra:
@@ -63,11 +68,11 @@ def load(entry_point: EntryPoint) -> Callable[..., Any]:
         advice = f"`polyprefix {entry_point.name}` needs {error.name}: pip install 'polyprefix[{extra}]'"
         typer.secho(advice, err=True, fg="red")
         sys.exit(1)
-    return function
+    return command
 
 
 def not_called() -> None:
-    """Stands for a command in the list of names."""
+    pass  # stands for a command in the list of names, where a docstring would become its help line
 
 
 def print_version(wanted: bool) -> None:

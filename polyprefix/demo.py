@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from clients.client import Client
+from clients.errors import PolyprefixError
 from polyprefix.child_server import ServerFailed, child_server, is_free, wait_until_ready
 from polyprefix.demo_burst import ask_at_once, ask_one_by_one, mixed
 from polyprefix.demo_report import comparison, report
@@ -31,7 +32,7 @@ def demo(
     model: Annotated[
         str | None, typer.Option(help="Another GPT-2: a folder or a hub id. Default: the embedded one.")
     ] = None,
-    port: Annotated[int, typer.Option(help="Where the server answers.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server answers.")] = 8000,
     store: Annotated[Path | None, typer.Option(help="Keep the tasks in this folder. Default: a temporary one.")] = None,
     once: Annotated[
         bool, typer.Option("--once", help="End after the comparison, non-zero if an answer differed.")
@@ -40,10 +41,10 @@ def demo(
     """Start a server, ask it for many tasks at once, show which rows shared a step, and check each answer."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the child is ended too
     console = Console()
-    tasks = PLAIN_TEXT_TASKS if model else embedded_tasks()
     if not is_free(port):
         fail(f"port {port} is taken; choose another one with --port")
     try:
+        tasks = PLAIN_TEXT_TASKS if model else embedded_tasks()
         with folder(store) as directory, Client(f"http://127.0.0.1:{port}") as client:
             log = directory / "server.log"
             with child_server(serve_options(model, port, directory), log) as process:
@@ -53,7 +54,7 @@ def demo(
                 same = show(console, client, f"http://127.0.0.1:{port}", tasks)
                 if not once:
                     serve_on(console, process, port, tasks[0])
-    except ServerFailed as error:
+    except (ServerFailed, PolyprefixError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

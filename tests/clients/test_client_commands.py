@@ -1,6 +1,7 @@
 """The commands for people and scripts, run in this process against the fake server."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from tests.clients.test_client_verbs import GENERATION, TASK, VERSION
 def run(fake) -> Callable[..., Result]:
     """Runs one command function with the arguments that a terminal would give it."""
 
-    def run(command: Callable[..., Any], *arguments: str, stdin: str | None = None, **environment: str) -> Result:
+    def run(
+        command: Callable[..., Any], *arguments: str, stdin: str | bytes | None = None, **environment: str
+    ) -> Result:
         app = typer.Typer()
         app.command()(command)
         return CliRunner().invoke(app, arguments, input=stdin, env={"POLYPREFIX_URL": fake.url, **environment})
@@ -63,6 +66,20 @@ def test_generate_reads_a_dash_from_standard_input(fake, run):
     assert fake.received[0].json["inputs"] == "name : Y\n"
 
 
+def test_standard_input_that_is_not_utf8_is_one_line_and_sends_nothing(fake, run):
+    result = run(cli.generate, "e2e", "-", stdin=b"a\xff")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: standard input is not UTF-8: byte 0xff at position 1\n"
+    assert fake.received == []
+
+
+def test_an_argument_that_is_not_utf8_is_one_line_and_sends_nothing(fake, run):
+    result = run(cli.generate, "e2e", os.fsdecode(b"a\xff"))
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "has no UTF-8 form" in result.stderr
+    assert fake.received == []
+
+
 def test_beams_are_asked_for_without_a_stream(fake, run):
     fake.will_answer(200, GENERATION)
     assert run(cli.generate, "e2e", "x", "--num-beams", "4").stdout == " The sea\n"
@@ -75,7 +92,7 @@ def test_json_is_one_object_for_scripts(fake, run, prefix_file):
     fake.will_answer(204)
     assert json.loads(run(cli.generate, "e2e", "x", "--json").stdout)["details"]["steps"] == [5, 6]
     uploaded = run(cli.upload, "e2e", prefix_file, "--json")
-    assert json.loads(uploaded.stdout)["version"]["sha256"] == "ab" * 32
+    assert json.loads(uploaded.stdout) == {"task_id": "e2e", **VERSION}
     assert uploaded.stderr == ""
     assert json.loads(run(cli.delete, "e2e", "--json").stdout) == {"task_id": "e2e", "deleted": True}
 
@@ -87,6 +104,20 @@ def test_tasks_lists_every_page(fake, run):
     assert [received.target for received in fake.received] == ["/tasks?limit=100", "/tasks?limit=100&after=e2e"]
     assert "e2e" in result.stdout
     assert "haiku" in result.stdout
+
+
+def test_tasks_in_json_are_as_the_server_tells_them(fake, run):
+    second = TASK | {"task_id": "haiku"}
+    fake.will_answer(200, {"tasks": [TASK], "next": "e2e"})
+    fake.will_answer(200, {"tasks": [second], "next": None})
+    assert json.loads(run(cli.tasks, "--json").stdout) == [TASK, second]
+
+
+def test_json_that_is_not_the_contracts_is_an_error(fake, run):
+    fake.will_answer(200, {"tasks": [{"task_id": "e2e"}]})
+    result = run(cli.tasks, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "not one of ours" in result.stderr
 
 
 def test_delete_says_what_is_gone(fake, run):
@@ -115,8 +146,20 @@ def test_a_server_that_is_not_there_is_named_with_what_to_do(run):
         assert part in result.stderr
 
 
-def test_an_error_in_the_middle_of_the_text_is_not_a_success(fake, run):
+def test_an_error_in_the_middle_of_the_text_is_not_a_success_and_begins_its_own_line(fake, run):
     fake.will_stream(FIRST, b'data: {"error": "not finite", "error_type": "generation"}\n\n')
     result = run(cli.generate, "e2e", "x")
     assert result.exit_code == 1
-    assert "not finite" in result.stderr
+    assert result.output == " The\nerror: not finite (424 generation)\n"
+
+
+def test_a_refusal_before_the_text_prints_no_empty_line(fake, run):
+    fake.will_answer(404, {"error": "no task 'e2e'", "error_type": "not_found"})
+    result = run(cli.generate, "e2e", "x")
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
+def test_a_url_without_http_is_told_to_add_it(run):
+    result = run(cli.tasks, "--url", "localhost:8000")
+    assert result.exit_code == 1
+    assert result.stderr == "error: 'localhost:8000' is no server's URL: add http://, as in http://localhost:8000\n"

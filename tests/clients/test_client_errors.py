@@ -7,12 +7,14 @@ from email.utils import format_datetime
 
 import pytest
 
-from clients.client import Client
+from clients.client import AsyncClient, Client
 from clients.errors import (
     ERRORS,
     ApiError,
     ConnectionFailed,
     GenerationFailed,
+    InvalidRequest,
+    InvalidUrl,
     NotFound,
     Overloaded,
     PreconditionFailed,
@@ -79,9 +81,38 @@ def test_a_server_that_says_nothing_times_out():
             client.health()
 
 
-def test_something_that_is_no_url_is_a_failed_connection():
-    with Client("localhost:8000") as client, pytest.raises(ConnectionFailed):
-        client.health()
+@pytest.mark.parametrize("url", ["localhost:8000", "10.0.0.1:8000", "example.com"])
+def test_a_url_without_its_scheme_is_told_to_add_it(url):
+    with pytest.raises(InvalidUrl, match=f"add http://, as in http://{url}"):
+        Client(url)
+
+
+@pytest.mark.parametrize("url", ["ftp://example.com", "http://", "http://here:port", "http://here/\udcff"])
+def test_something_that_is_no_servers_url_is_told_what_was_expected(url):
+    with pytest.raises(InvalidUrl, match="expected http://HOST:PORT"):
+        AsyncClient(url)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parameters", "words"),
+    [
+        ("a\ud800", {}, r"'\\ud800' has no UTF-8 form"),
+        ("x", {"stop": ["\udcff"]}, r"'\\udcff' has no UTF-8 form"),
+        ("x", {"temperature": float("nan")}, "not JSON compliant"),
+        ("x", {"stop": {"a", "set"}}, "not JSON serializable"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["generate", "stream"])
+def test_what_cannot_be_written_down_is_refused_before_anything_is_sent(fake, ask, verb, inputs, parameters, words):
+    with pytest.raises(InvalidRequest, match=words):
+        ask(verb, "e2e", inputs, **parameters)
+    assert fake.received == []
+
+
+def test_a_key_that_no_header_can_carry_is_refused_without_being_told():
+    with pytest.raises(InvalidRequest, match="API key") as caught:
+        Client(api_key="sécret\n")
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("status", "error_type"), [(429, "overloaded"), (429, "rate_limited"), (503, "unavailable")])

@@ -35,6 +35,14 @@ def test_a_stream_gives_each_token_and_ends_with_the_text_and_its_details(fake, 
     assert (last.generated_text, last.details.finish_reason, last.details.steps) == (" The sea", "eos_token", (7, 9))
 
 
+def test_an_event_has_the_most_likely_tokens_at_its_place_when_they_were_asked_for(fake, ask):
+    likely = [{"id": 1, "text": " The", "logprob": -0.5}, {"id": 2, "text": " A", "logprob": -1.5}]
+    fake.will_stream(event(1, " The", top_tokens=likely), LAST)
+    first, last = ask("stream", "e2e", "x", top_n_tokens=2)
+    assert [token.text for token in first.top_tokens] == [" The", " A"]
+    assert last.top_tokens == ()
+
+
 def test_chunks_may_end_anywhere(fake, ask):
     whole = event(1, " naïve — 海", generated_text=" naïve — 海")
     fake.will_stream(*(whole[index : index + 1] for index in range(len(whole))))

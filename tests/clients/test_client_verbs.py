@@ -1,6 +1,7 @@
 """What each verb sends, and what it makes of the answer; every test runs with the sync and the async client."""
 
 import hashlib
+import inspect
 import io
 from datetime import UTC, datetime
 
@@ -52,6 +53,15 @@ def test_generate_sends_task_inputs_and_parameters_and_reads_the_details(fake, a
     }
     assert (answer.generated_text, answer.version, answer.details.steps) == (" The sea", 3, (5, 6))
     assert answer.details.tokens[0].text == " The"
+
+
+def test_what_was_asked_for_beside_the_text_is_read(fake, ask):
+    the, a = {"id": 383, "text": " The", "logprob": -1.5}, {"id": 257, "text": " a", "logprob": -2.5}
+    told = {"prefill": [{"id": 5, "text": "x", "logprob": None}], "top_tokens": [[the, a]], "skipped_tokens": 3}
+    fake.will_answer(200, GENERATION | {"details": GENERATION["details"] | told})
+    details = ask("generate", "e2e", "x", details=True, decoder_input_details=True, top_n_tokens=2, truncate=1).details
+    assert (details.prefill[0].text, details.prefill[0].logprob, details.skipped_tokens) == ("x", None, 3)
+    assert [[token.text for token in place] for place in details.top_tokens] == [[" The", " a"]]
 
 
 def test_no_task_means_the_bare_backbone(fake, ask):
@@ -188,6 +198,9 @@ def test_a_base_url_may_have_a_path(fake):
     assert fake.received[0].target == "/under/here/health"
 
 
-def test_a_method_has_its_docstring_in_both_clients():
-    assert Client.upload.__doc__ == AsyncClient.upload.__doc__
-    assert "next version" in Client.upload.__doc__
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_clients_method_tells_its_name_its_parameters_and_what_it_does(kind):
+    upload = kind().upload
+    assert upload.__name__ == "upload"
+    assert "next version" in inspect.getdoc(upload)
+    assert list(inspect.signature(upload).parameters) == ["task", "file", "progress", "if_match", "if_none_match"]

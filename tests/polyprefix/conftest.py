@@ -17,13 +17,17 @@ from tests.conftest import END_OF_TEXT
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Tokenizer) -> Path:
     folder = tmp_path_factory.mktemp("model")
+    save_model(folder, byte_tokenizer, num_positions=256)
+    return folder
+
+
+def save_model(folder: Path, byte_tokenizer: Tokenizer, num_positions: int) -> None:
     end = byte_tokenizer.token_to_id(END_OF_TEXT)
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 256}
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": num_positions}
     config = GPT2Config(**shape, vocab_size=257, initializer_range=0.5, bos_token_id=end, eos_token_id=end)
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer, eos_token=END_OF_TEXT).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

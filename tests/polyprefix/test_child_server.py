@@ -22,6 +22,17 @@ def test_a_server_that_ends_before_it_is_ready_is_told_in_its_own_words(tmp_path
         wait_until_ready(client, process, log)
 
 
+def test_a_server_that_is_never_ready_is_given_up(tmp_path: Path, free_port: int) -> None:
+    log = tmp_path / "server.log"
+    log.write_text("loading\n")
+    with (
+        subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process,
+        Client(f"http://127.0.0.1:{free_port}") as client,
+        pytest.raises(ServerFailed, match=r"not ready after 0\.2 s.*\n.*loading"),
+    ):
+        wait_until_ready(client, process, log, max_seconds=0.2)
+
+
 def test_a_port_is_free_until_somebody_listens_on_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

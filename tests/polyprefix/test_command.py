@@ -7,9 +7,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import polyprefix
-from polyprefix.cli import COMMANDS, GROUP, load
+from polyprefix.cli import COMMANDS, GROUP, build, load
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -49,6 +50,17 @@ def test_importing_the_client_loads_no_torch():
     script = "import sys; from polyprefix import Client, AsyncClient; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"
+
+
+def test_a_command_of_another_distribution_is_listed_by_its_name_alone(tmp_path, monkeypatch):
+    distribution = tmp_path / "other-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (distribution / "entry_points.txt").write_text(f"[{GROUP}]\nfrom-elsewhere = other:command\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    listed = CliRunner().invoke(build([]), ["--help"]).stdout
+    (line,) = (line for line in listed.splitlines() if "from-elsewhere" in line)
+    assert line.strip("│ ") == "from-elsewhere"
 
 
 def test_the_version_is_the_distributions():

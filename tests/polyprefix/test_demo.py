@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from clients.client import Client
 from clients.errors import ConnectionFailed
+from tests.polyprefix.conftest import save_model
 
 
 def start(*options: str) -> subprocess.Popen[str]:
@@ -44,6 +46,32 @@ def test_once_ends_by_itself(tiny_model: Path, free_port: int) -> None:
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "28 of 28" in printed
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_a_port_that_nothing_can_be_asked_at_is_refused(port: str) -> None:
+    process = start("--model", "unused", "--port", port)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--port" in errors
+
+
+def test_a_store_that_cannot_be_a_folder_is_one_line(free_port: int, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    process = start("--model", "unused", "--port", str(free_port), "--store", str(file))
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (1, 1)
+    assert errors.startswith("error: ")
+    assert str(file) in errors
+
+
+def test_a_refusal_of_the_servers_is_one_line(free_port: int, byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    save_model(tmp_path, byte_tokenizer, num_positions=32)  # the demo's texts do not fit
+    process = start("--model", str(tmp_path), "--port", str(free_port), "--once")
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (1, 1)
+    assert "(422 validation" in errors
 
 
 def test_a_taken_port_is_told_before_anything_starts() -> None:
