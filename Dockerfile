@@ -1,5 +1,6 @@
 # Serves the embedded model:  docker run -p 8000:8000 IMAGE
-# Another one:                docker run -p 8000:8000 -v ./models:/models -v store:/store IMAGE serve --model /models/gpt2
+# Another one:                docker run -p 8000:8000 -v ./models:/models -v store:/store IMAGE serve --no-auth --model /models/gpt2
+# For tenants with keys:      docker run -v store:/store IMAGE admin tenant add acme, then … admin key create acme, then … IMAGE serve
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
@@ -37,4 +38,4 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['POLYPREFIX_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["polyprefix"]
-CMD ["serve"]
+CMD ["serve", "--host", "0.0.0.0", "--no-auth"]

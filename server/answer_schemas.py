@@ -73,6 +73,7 @@ class VersionAnswer(BaseModel):
     backbone_checked: bool
     created_at: datetime
     stale: bool
+    quarantined: str | None
 
 
 class UploadAnswer(BaseModel):
@@ -93,8 +94,11 @@ class ConfigAnswer(BaseModel):
 
 
 class TaskAnswer(BaseModel):
+    """`public`: whether every tenant may use it. `quarantined` says why a version was taken out of service."""
+
     task_id: str
     version: int
+    public: bool
     created_at: datetime
     versions: list[VersionAnswer]
     config: ConfigAnswer

@@ -10,27 +10,32 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import Response
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 
 from batching.engine import Engine
 from batching.gpt2 import load_backbone
 from prefix_store.errors import StoreError
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
+from server.access import LOCAL, Access, is_loopback
+from server.administration import Administration
 from server.async_engine import AsyncEngine, EngineLike
-from server.errors import ERRORS
-from server.http import error_response, request_id_of
+from server.audit import AuditLog
+from server.bookkeeping import books_kept
+from server.failure_watch import FailureWatch
+from server.http import answer_errors
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.log import make_logger
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import document
-from server.routes import generate, operations, tasks
+from server.routes import admin, generate, operations, tasks
 from server.services import BackboneFacts, Services
 from server.settings import Settings
 from server.text import Tokenizer
+
+ROUTERS = (generate.router, tasks.router, operations.router, admin.router)
 
 
 class ServerStartError(Exception):
@@ -39,12 +44,13 @@ class ServerStartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What takes long to make: the model on its device and the files on the disk."""
+    """What takes long to make: the model on its device and the files on the disk; and whether there are API keys."""
 
     backbone: BackboneFacts
     engine: EngineLike
     tokenizer: Tokenizer
     store: PrefixStore
+    has_keys: bool
 
 
 class Application(FastAPI):
@@ -72,11 +78,15 @@ def load(settings: Settings) -> Loaded:
 def _load(settings: Settings, model: str) -> Loaded:
     backbone = load_backbone(model, settings.device, settings.dtype)
     tokenizer = Tokenizer.load(model, backbone.vocab_size)
-    engine = Engine(backbone, settings.max_num_seqs, settings.max_model_len)
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
     facts = BackboneFacts(spec, backbone.eos_token_id, backbone.dtype_name, backbone.device_name)
-    store = PrefixStore(settings.store, backbone=spec, cache_bytes=settings.prefix_cache_bytes)
-    return Loaded(facts, engine, tokenizer, store)
+    with contextlib.ExitStack() as stack:
+        store = PrefixStore(settings.store, backbone=spec, cache_bytes=settings.prefix_cache_bytes)
+        stack.callback(store.close)
+        has_keys = store.tenants.has_keys()
+        engine = Engine(backbone, settings.max_num_seqs, settings.max_model_len, has_reserve=has_keys)
+        stack.pop_all()
+    return Loaded(facts, engine, tokenizer, store, has_keys)
 
 
 def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) -> FastAPI:
@@ -84,15 +94,21 @@ def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) ->
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _connect(settings, await asyncio.to_thread(load, settings))
-        app.state.services = services
-        services.engine.start()
-        services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
-        try:
+        loaded = await asyncio.to_thread(load, settings)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, loaded.store.close)
+            check_exposure(settings, loaded.has_keys)
+            services = app.state.services = _connect(settings, loaded)
+            audit = AuditLog.of(settings.store, services.log)
+            app.state.administration = Administration(loaded.store, audit)
+            app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
+            await stack.enter_async_context(books_kept(services.store, services.log))
+            services.engine.start()
+            stack.push_async_callback(services.engine.stop)
+            services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
+            if settings.no_auth:
+                services.log.warning("no_auth", what="whoever reaches this server may use and change everything on it")
             yield
-        finally:
-            await services.engine.stop()
-            await asyncio.to_thread(services.store.close)
 
     app = Application(
         title="Polyprefix",
@@ -103,11 +119,21 @@ def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) ->
         redoc_url=None,
     )
     app.add_middleware(RequestMiddleware)
-    for error_class in (*ERRORS, HTTPException):
-        app.add_exception_handler(error_class, _answer_error)
-    for router in (generate.router, tasks.router, operations.router):
+    answer_errors(app)
+    for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def check_exposure(settings: Settings, has_keys: bool) -> None:
+    """Refuse to serve the network without keys, unless told so in words, and keys without asking for them."""
+    if settings.no_auth and has_keys:
+        raise ServerStartError("the registry holds API keys, and --no-auth would not ask for them: leave --no-auth out")
+    if not (has_keys or settings.no_auth or is_loopback(settings.host)):
+        raise ServerStartError(
+            f"there is no API key, so whoever reaches {settings.host} could use and change everything: make a key "
+            "(polyprefix admin key create), listen on 127.0.0.1, or say --no-auth"
+        )
 
 
 def _connect(settings: Settings, loaded: Loaded) -> Services:
@@ -129,9 +155,7 @@ def _connect(settings: Settings, loaded: Loaded) -> Services:
         tokenizer=loaded.tokenizer,
         metrics=metrics,
         lifecycle=lifecycle,
+        limits=Limits(),
+        failures=FailureWatch(),
         log=log,
     )
-
-
-async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(error, request_id_of(request))

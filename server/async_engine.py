@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from batching.types import Abort, Compiled, RequestError, StepStats
-from server.errors import Overloaded, ServerError, Unavailable
+from server.errors import ServerError, Unavailable
 from server.mailboxes import Inbox, Letter, Mailbox, Work
+from server.room import Room
 
 T = TypeVar("T")
 
@@ -71,13 +72,12 @@ class AsyncEngine:
     ) -> None:
         """`on_pulse` is called on the event loop after each step, `on_death` once, when the engine cannot go on."""
         self._engine = engine
-        self.max_open_rows = max_open_rows
+        self._room = Room(engine.max_num_seqs, max_open_rows)
         self._stall_timeout = stall_timeout
         self._on_pulse = on_pulse
         self._on_death = on_death
         self._inbox = Inbox()
         self._mailboxes: dict[str, Mailbox] = {}
-        self.num_open_rows = 0
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watch: asyncio.TimerHandle | None = None
@@ -91,6 +91,14 @@ class AsyncEngine:
     @property
     def max_num_seqs(self) -> int:
         return self._engine.max_num_seqs
+
+    @property
+    def max_open_rows(self) -> int:
+        return self._room.max_rows
+
+    @property
+    def num_open_rows(self) -> int:
+        return self._room.num_rows
 
     def start(self) -> None:
         self._thread.start()
@@ -106,32 +114,27 @@ class AsyncEngine:
 
     # ------------------------------------------------------------ requests, on the event loop
 
-    def check_room(self, num_rows: int = 1) -> None:
-        """Raise `Overloaded` where there is no room for `num_rows` more, `Unavailable` where the engine is dead.
-
-        `RequestError` where there never will be.
-        """
+    def check_room(self, tenant: str, num_rows: int = 1, max_queued: int | None = None) -> None:
+        """Raise as `Room.check` where there is no room for the tenant, `Unavailable` where the engine is dead."""
         if self._death is not None:
             raise Unavailable(self._death)
-        if num_rows > self.max_open_rows:
-            raise RequestError(f"best_of makes {num_rows} rows of it; the server holds {self.max_open_rows}")
-        if self.num_open_rows + num_rows > self.max_open_rows:
-            raise Overloaded(self.num_open_rows, self.max_open_rows)
+        self._room.check(tenant, num_rows, max_queued)
 
     def check(self, work: Work) -> None:
         """Raise `RequestError` if this can never be served."""
         self._engine.check(work)
 
     @contextlib.contextmanager
-    def submitted(self, work: Work, num_rows: int = 1) -> Iterator[Mailbox]:
+    def submitted(self, work: Work, num_rows: int = 1, max_queued: int | None = None) -> Iterator[Mailbox]:
         """Queue the work for as long as the block runs: leaving it, in whatever way, aborts what is not finished.
 
-        `num_rows` is how many slots it will take. Raises as `check_room`.
+        `num_rows` is how many slots it will take, `max_queued` how many rows of its tenant may wait. Raises as
+        `check_room`.
         """
-        self.check_room(num_rows)
-        mailbox = Mailbox(work.request_id, num_rows)
+        self.check_room(work.tenant, num_rows, max_queued)
+        mailbox = Mailbox(work.request_id, work.tenant, num_rows)
         self._mailboxes[work.request_id] = mailbox
-        self.num_open_rows += num_rows
+        self._room.take(work.tenant, num_rows)
         self._inbox.put(work)
         self._watch_over()
         try:
@@ -149,7 +152,8 @@ class AsyncEngine:
     def _forget(self, mailbox: Mailbox) -> bool:
         """False if it was forgotten before: its last letter has come."""
         known = self._mailboxes.pop(mailbox.request_id, None) is not None
-        self.num_open_rows -= mailbox.num_rows if known else 0
+        if known:
+            self._room.give_back(mailbox.tenant, mailbox.num_rows)
         return known
 
     def _deliver(self, pulse: Pulse) -> None:

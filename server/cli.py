@@ -9,10 +9,12 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
+import prometheus_client
 import typer
 import uvicorn
 from fastapi import FastAPI
@@ -20,10 +22,10 @@ from pydantic import ValidationError
 
 from server.app import Loaded, ServerStartError, create_app, load
 from server.errors import Unavailable
+from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol
 from server.services import Services
 from server.settings import Settings
 
-MAX_HEADER_BYTES = 16 << 10
 ENDING_GRACE = 5  # seconds for the last answers to be written, after every request has ended
 
 
@@ -40,6 +42,11 @@ def serve(
     store: Annotated[Path | None, typer.Option(help="Where prefixes are kept; default: ./store")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one and prints it; default: 8000")] = None,
+    no_auth: Annotated[
+        bool | None, typer.Option("--no-auth", help="Without any key, serve whoever reaches an address of the network")
+    ] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Give the metrics a port of their own, without keys")] = None,
+    allowed_hosts: Annotated[str | None, typer.Option(help="Names to answer to, with commas; default: any")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0 …; default: auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16; default: auto")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Rows of a batch; default: what fits, up to 64")] = None,
@@ -67,19 +74,21 @@ async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> 
         async with app.router.lifespan_context(app):
             services: Services = app.state.services
             services.lifecycle.listen_to_signals(lambda: _give_up(services))
-            await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
+            with _metrics_served(settings, services):
+                await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
         return services.lifecycle.exit_code
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
-    """h11, since its headers have a limit. The lifespan is ours, so that why it failed is told in one line."""
+    """HTTP/1.1 with limits and deadlines. The lifespan is ours, so that why it failed is told in one line."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=partial(DeadlineProtocol, header_timeout=settings.header_timeout),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
+        log_level="error",  # what clients send wrong is no news
         server_header=False,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_graceful_shutdown=int(settings.drain_timeout) + ENDING_GRACE,
@@ -99,13 +108,31 @@ async def _serve_until_ending(server: Server, listener: socket.socket, services:
     ending.cancel()
 
 
+@contextlib.contextmanager
+def _metrics_served(settings: Settings, services: Services) -> Iterator[None]:
+    if settings.metrics_port is None:
+        yield
+        return
+    registry = services.metrics.registry
+    server, thread = prometheus_client.start_http_server(settings.metrics_port, settings.host, registry)
+    services.log.info("metrics", port=server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 def _give_up(services: Services) -> None:
     services.engine.fail_all(Unavailable("the server is shutting down and could not wait longer"))
 
 
 def _bind(host: str, port: int) -> socket.socket:
     """Bound before the model is loaded, so that a taken port is told at once; nobody listens until it can answer."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio sets TCP_NODELAY only where the protocol is named; without it each body waits 40 ms for the head's ACK.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

@@ -3,6 +3,7 @@
 Knows the error classes of the store and the engine. Knows nothing of routes or of how an answer is written.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -13,13 +14,22 @@ from starlette.exceptions import HTTPException
 from batching.types import RequestError
 from prefix_store.errors import (
     CorruptPrefix,
+    CorruptRecord,
     InvalidPrefix,
     InvalidTaskId,
+    InvalidTenant,
     OutOfSpace,
     PreconditionFailed,
+    PublicNameTaken,
+    Quarantined,
+    QuotaExceeded,
     StaleVersion,
     StoreUnavailable,
+    TenantExists,
+    Unauthorized,
+    UnknownKey,
     UnknownTask,
+    UnknownTenant,
     UnknownVersion,
 )
 
@@ -46,7 +56,12 @@ class UnsupportedMediaType(ServerError):
 
 
 class Forbidden(ServerError):
-    """An operator's route."""
+    """A route that the key's scopes do not open."""
+
+
+class BodyTooSlow(ServerError):
+    def __init__(self, num_bytes: int, seconds: float) -> None:
+        super().__init__(f"only {num_bytes} bytes of the body came in {seconds:.1f} s; send it faster")
 
 
 class NoSuchTask(ServerError):
@@ -60,6 +75,14 @@ class GenerationFailed(ServerError):
 class Overloaded(ServerError):
     def __init__(self, num_open: int, max_open: int) -> None:
         super().__init__(f"{num_open} rows are running or waiting, and at most {max_open} may; try again")
+
+
+class RateLimited(ServerError):
+    """A tenant's own limit; `seconds` until it may try again."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, math.ceil(seconds))
 
 
 class Unavailable(ServerError):
@@ -83,11 +106,18 @@ RETRY = {"retry-after": "1"}
 
 ERRORS: Mapping[type[Exception], ErrorKind] = {
     BadRequest: ErrorKind(400, "bad_request"),
+    Unauthorized: ErrorKind(401, "unauthorized", {"www-authenticate": "Bearer"}),
     Forbidden: ErrorKind(403, "forbidden"),
+    QuotaExceeded: ErrorKind(403, "quota_exceeded"),
     NoSuchTask: ErrorKind(404, "not_found"),
     UnknownTask: ErrorKind(404, "not_found"),
     UnknownVersion: ErrorKind(404, "not_found"),
+    UnknownTenant: ErrorKind(404, "not_found"),
+    UnknownKey: ErrorKind(404, "not_found"),
+    BodyTooSlow: ErrorKind(408, "timeout"),
     PreconditionFailed: ErrorKind(412, "precondition_failed"),
+    PublicNameTaken: ErrorKind(412, "precondition_failed"),
+    TenantExists: ErrorKind(412, "precondition_failed"),
     TooLarge: ErrorKind(413, "too_large"),
     UnsupportedMediaType: ErrorKind(415, "unsupported_media_type"),
     InvalidValue: ErrorKind(422, "validation"),
@@ -95,10 +125,14 @@ ERRORS: Mapping[type[Exception], ErrorKind] = {
     RequestValidationError: ErrorKind(422, "validation"),
     InvalidTaskId: ErrorKind(422, "validation"),
     InvalidPrefix: ErrorKind(422, "validation"),
+    InvalidTenant: ErrorKind(422, "validation"),
     StaleVersion: ErrorKind(422, "validation"),
     GenerationFailed: ErrorKind(424, "generation"),
     CorruptPrefix: ErrorKind(424, "generation"),
+    CorruptRecord: ErrorKind(424, "generation"),
+    Quarantined: ErrorKind(424, "quarantined"),
     Overloaded: ErrorKind(429, "overloaded", RETRY),
+    RateLimited: ErrorKind(429, "rate_limited"),
     Unavailable: ErrorKind(503, "unavailable", RETRY),
     StoreUnavailable: ErrorKind(503, "unavailable", RETRY),
     DeadlinePassed: ErrorKind(504, "deadline"),
@@ -117,6 +151,12 @@ def kind_of(error: Exception) -> ErrorKind:
         error_type = ROUTER_ERROR_TYPES.get(error.status_code, HTTPStatus(error.status_code).name.lower())
         return ErrorKind(error.status_code, error_type, error.headers or {})
     return next((ERRORS[parent] for parent in type(error).__mro__ if parent in ERRORS), INTERNAL)
+
+
+def headers_of(error: Exception) -> dict[str, str]:
+    """What goes out with the answer: the kind's own, and when a tenant may try again."""
+    own = {"retry-after": str(error.retry_after)} if isinstance(error, RateLimited) else {}
+    return {**kind_of(error).headers, **own}
 
 
 def message_of(error: Exception, request_id: str) -> str:

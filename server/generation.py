@@ -11,25 +11,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from batching.types import Compiled, Request, StepOutput
-from prefix_store.errors import InvalidTaskId
+from prefix_store.errors import InvalidTaskId, StoreError
 from prefix_store.names import RESERVED_TASK_IDS, check_task_id
 from prefix_store.tasks import Served
-from server.errors import DeadlinePassed, InvalidValue, NoSuchTask, ServerError
+from prefix_store.usage import Usage
+from server.caller import Caller
+from server.errors import DeadlinePassed, GenerationFailed, InvalidValue, NoSuchTask, ServerError
+from server.failure_watch import MAX_FAILURES, WITHIN
 from server.mailboxes import Letter, Mailbox
 from server.parameters import check_combination, sampling_params, with_defaults
 from server.rows import Row, Token
 from server.schemas import GenerateBody, GenerateParameters
 from server.services import Services
 from server.text import render
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, and since when they wait (`time.monotonic`)."""
-
-    tenant: str
-    request_id: str
-    arrived_at: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +35,11 @@ class Generation:
     inputs: str
     parameters: GenerateParameters
     rows: tuple[Request, ...]
+
+    @property
+    def task_name(self) -> str:
+        """As it is told to whoever reads what was used."""
+        return "base" if self.served is None else self.served.task_id
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -56,16 +55,20 @@ class Generation:
 
 
 class Patience:
-    """Reads one mailbox, and gives up when the queue or the whole request takes too long."""
+    """Reads one mailbox, and gives up when the queue or the whole request takes too long.
 
-    def __init__(self, services: Services, arrived_at: float, mailbox: Mailbox, is_silent: bool = False) -> None:
+    Made when the work is queued: how slowly its body came is not the engine's time.
+    """
+
+    def __init__(self, services: Services, mailbox: Mailbox, is_silent: bool = False) -> None:
         """`is_silent`: nothing comes before the end (beams), so that waiting cannot be told from working."""
+        queued_at = time.monotonic()
         self._mailbox = mailbox
         self._interval = services.settings.keep_alive_interval
         self._queue_timeout = services.settings.queue_timeout
         self._request_timeout = services.settings.request_timeout
-        self._gives_up_at = arrived_at + self._request_timeout
-        self._queued_until = self._gives_up_at if is_silent else arrived_at + self._queue_timeout
+        self._gives_up_at = queued_at + self._request_timeout
+        self._queued_until = self._gives_up_at if is_silent else queued_at + self._queue_timeout
 
     async def take(self) -> list[Letter]:
         """What has come; nothing where a keep-alive is due. Raises `DeadlinePassed`."""
@@ -88,7 +91,7 @@ class Patience:
 
 async def prepare(services: Services, caller: Caller, body: GenerateBody, path_task_id: str | None) -> Generation:
     """Find the task, tokenize the prompt, settle the parameters. All that can be refused is refused here."""
-    services.check_open()
+    services.check_open(caller.principal)
     own = body.parameters or GenerateParameters()
     task_id = choose_task(path_task_id, body.task_id, own, services.backbone.name)
     served = None if task_id is None else await serve(services, caller.tenant, task_id)
@@ -109,11 +112,15 @@ async def prepare(services: Services, caller: Caller, body: GenerateBody, path_t
         prompt_token_ids=prompt_token_ids,
         prefix=None if served is None else served.prefix,
         sampling_params=sampling_params(parameters, num_free_positions, bool(body.stream)),
+        weight=caller.principal.weight,
     )
     services.engine.check(request)
     rows = tuple(sample(request, choice) for choice in range(parameters.best_of or 1))
-    services.engine.check_room(len(rows) * request.sampling_params.num_beams)
-    return Generation(caller, served, inputs, parameters, rows)
+    num_rows = len(rows) * request.sampling_params.num_beams
+    services.engine.check_room(caller.tenant, num_rows, caller.principal.limits.max_queued)
+    generation = Generation(caller, served, inputs, parameters, rows)
+    services.store.usage.add(caller.tenant, generation.task_name, Usage(requests=1))
+    return generation
 
 
 def choose_task(path: str | None, body: str | None, own: GenerateParameters, backbone_name: str) -> str | None:
@@ -159,8 +166,10 @@ def sample(request: Request, choice: int) -> Request:
 async def run(services: Services, generation: Generation) -> list[Row]:
     """Run all rows to their ends, the best (by mean log-probability) first."""
     num_slots = generation.parameters.num_beams or 1
+    max_queued = generation.caller.principal.limits.max_queued
     with ExitStack() as stack:
-        mailboxes = [stack.enter_context(services.engine.submitted(row, num_slots)) for row in generation.rows]
+        submitted = [services.engine.submitted(row, num_slots, max_queued) for row in generation.rows]
+        mailboxes = [stack.enter_context(each) for each in submitted]
         try:
             async with asyncio.TaskGroup() as group:
                 reading = [group.create_task(_read_all(services, generation, mailbox)) for mailbox in mailboxes]
@@ -172,21 +181,24 @@ async def run(services: Services, generation: Generation) -> list[Row]:
 
 async def run_streaming(services: Services, generation: Generation, row: Row) -> AsyncGenerator[list[Token], None]:
     """Run the one row, filling `row`: the tokens as they come, nothing where a keep-alive is due."""
-    with services.engine.submitted(generation.rows[0]) as mailbox:
-        patience = Patience(services, generation.caller.arrived_at, mailbox)
+    max_queued = generation.caller.principal.limits.max_queued
+    with services.engine.submitted(generation.rows[0], max_queued=max_queued) as mailbox:
+        patience = Patience(services, mailbox)
         try:
             while row.finish_reason is None:
                 tokens: list[Token] = []
                 try:
                     for letter in await patience.take():
                         tokens += _read(services, generation, row, letter)
-                except ServerError:
+                except ServerError as error:
                     if tokens:
                         yield tokens  # what came before the failure is not lost with it
+                    if isinstance(error, GenerationFailed):
+                        await _note_failure(services, generation)
                     raise
                 yield tokens
         finally:
-            services.metrics.generated_tokens.inc(len(row.tokens))
+            _account(services, generation, row)
 
 
 def new_row(services: Services, generation: Generation) -> Row:
@@ -197,13 +209,16 @@ def new_row(services: Services, generation: Generation) -> Row:
 async def _read_all(services: Services, generation: Generation, mailbox: Mailbox) -> Row:
     row = new_row(services, generation)
     has_beams = (generation.parameters.num_beams or 1) > 1
-    patience = Patience(services, generation.caller.arrived_at, mailbox, is_silent=has_beams)
+    patience = Patience(services, mailbox, is_silent=has_beams)
     try:
         while row.finish_reason is None:
             for letter in await patience.take():
                 _read(services, generation, row, letter)
+    except GenerationFailed:
+        await _note_failure(services, generation)
+        raise
     finally:
-        services.metrics.generated_tokens.inc(len(row.tokens))
+        _account(services, generation, row)
     return row
 
 
@@ -222,4 +237,31 @@ def _observe_first(services: Services, generation: Generation, output: StepOutpu
     arrived_at = generation.caller.arrived_at
     services.metrics.queue_seconds.observe(max(0.0, output.admitted_at - arrived_at))
     services.metrics.first_token_seconds.observe(time.monotonic() - arrived_at)
-    services.metrics.prompt_tokens.inc(len(generation.rows[0].prompt_token_ids))
+
+
+def _account(services: Services, generation: Generation, row: Row) -> None:
+    """Put a row's tokens on its tenant's account, however it ended; one that never ran costs nothing."""
+    if row.admitted_at is None:
+        return
+    num_prompt_tokens, num_generated_tokens = generation.num_prompt_tokens, len(row.tokens)
+    services.metrics.prompt_tokens.inc(num_prompt_tokens)
+    services.metrics.generated_tokens.inc(num_generated_tokens)
+    services.limits.charge(generation.caller.principal, num_prompt_tokens, num_generated_tokens)
+    used = Usage(
+        prompt_tokens=num_prompt_tokens,
+        generated_tokens=num_generated_tokens,
+        seconds=time.monotonic() - row.admitted_at,
+    )
+    services.store.usage.add(generation.caller.tenant, generation.task_name, used)
+
+
+async def _note_failure(services: Services, generation: Generation) -> None:
+    """A row failed by itself: the third time within ten minutes its version is served no more."""
+    served = generation.served
+    if served is not None and services.failures.note(served):
+        reason = f"{MAX_FAILURES} of its rows failed within {WITHIN / 60:g} minutes"
+        services.log.error("quarantined", tenant=served.tenant, task_id=served.task_id, version=served.version)
+        try:
+            await asyncio.to_thread(services.store.quarantine, served.tenant, served.task_id, served.version, reason)
+        except StoreError as error:  # it was deleted meanwhile, or the disk is full: the row has failed all the same
+            services.log.warning("not_quarantined", reason=str(error))

@@ -1,4 +1,4 @@
-"""Reads requests strictly and writes errors: bodies within their limit, JSON without surprises, who asks, who has left.
+"""Reads requests strictly and writes errors: bodies within their limit, JSON without surprises, who has left.
 
 Knows HTTP and JSON. Knows nothing of tasks, tokens or the engine.
 """
@@ -11,23 +11,27 @@ import secrets
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
-from fastapi import Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.errors import BadRequest, InvalidValue, TooLarge, UnsupportedMediaType, kind_of, message_of
+from server.errors import (
+    ERRORS,
+    BadRequest,
+    InvalidValue,
+    TooLarge,
+    UnsupportedMediaType,
+    headers_of,
+    kind_of,
+    message_of,
+)
 
-LOCAL_TENANT = "default"
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
-
-
-def tenant_of(request: Request) -> str:
-    """Who asks. A server without keys has one tenant, which is everyone."""
-    return LOCAL_TENANT
 
 
 def choose_request_id(given: str | None) -> str:
@@ -51,8 +55,17 @@ def error_body(error: Exception, request_id: str) -> dict[str, str]:
 
 
 def error_response(error: Exception, request_id: str) -> JSONResponse:
-    kind = kind_of(error)
-    return JSONResponse(error_body(error, request_id), kind.status, headers=dict(kind.headers))
+    return JSONResponse(error_body(error, request_id), kind_of(error).status, headers=headers_of(error))
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Have the application answer every error of the table as it says there."""
+    for error_class in (*ERRORS, HTTPException):
+        app.add_exception_handler(error_class, _answer_error)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_response(error, request_id_of(request))
 
 
 def content_type_of(request: Request) -> str | None:

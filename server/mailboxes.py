@@ -42,8 +42,9 @@ class Inbox:
 class Mailbox:
     """One request's answers, on the event loop. A slow reader gets several at once, never fewer."""
 
-    def __init__(self, request_id: str, num_rows: int) -> None:
+    def __init__(self, request_id: str, tenant: str, num_rows: int) -> None:
         self.request_id = request_id
+        self.tenant = tenant
         self.num_rows = num_rows
         self._letters: list[Letter] = []
         self._error: Exception | None = None

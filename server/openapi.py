@@ -8,21 +8,33 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.admin_schemas import BackupBody, KeyBody, TenantBody, TenantPatch
 from server.answer_schemas import ErrorAnswer
 from server.schemas import GenerateBody, TaskPatch, TextUpload, TokenizeBody
 
 COMPONENTS = "#/components/schemas/{model}"
-BODIES: Sequence[type[BaseModel]] = (GenerateBody, TaskPatch, TextUpload, TokenizeBody)
+BODIES: Sequence[type[BaseModel]] = (
+    GenerateBody,
+    TaskPatch,
+    TextUpload,
+    TokenizeBody,
+    TenantBody,
+    TenantPatch,
+    KeyBody,
+    BackupBody,
+)
 MEANINGS = {
     400: "The body is not JSON",
-    403: "An operator's route",
+    401: "No key, or none that is good",
+    403: "A scope that the key lacks, or a quota",
     404: "No such task, version or route",
+    408: "The body came too slowly",
     412: "`If-Match` or `If-None-Match` does not hold",
     413: "The body is over the limit",
     415: "Another content type or encoding",
     422: "A field's value, or a request that does not fit the backbone",
-    424: "The engine failed this row",
-    429: "The queue is full",
+    424: "The engine failed this row, or its version is damaged or quarantined",
+    429: "The queue is full, or the tenant's own limit is reached",
     500: "An error of the server's",
     503: "Starting, draining, or the engine is gone",
     504: "The queue or the request took too long",

@@ -15,8 +15,13 @@ DEFAULT_MAX_NEW_TOKENS = 64
 SEED_BITS = 53  # so that a reader that holds numbers in doubles gets the seed exactly
 
 
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
+
+
 def with_defaults(own: GenerateParameters, defaults: Mapping[str, object]) -> GenerateParameters:
-    unset = {name: value for name, value in defaults.items() if getattr(own, name) is None}
+    """Fill in a task's defaults where the request says nothing; `do_sample: false` refuses all of sampling's."""
+    refused = SAMPLING if own.do_sample is False else ()
+    unset = {name: value for name, value in defaults.items() if getattr(own, name) is None and name not in refused}
     return own.model_copy(update=unset)
 
 
@@ -34,6 +39,7 @@ def check_combination(parameters: GenerateParameters, stream: bool) -> None:
         "num_beams > 1 cannot be streamed": has_beams and stream,
         "num_beams > 1 does not go together with best_of > 1": has_beams and has_samples,
         "best_of > 1 cannot be streamed": has_samples and stream,
+        "best_of > 1 needs sampling; set do_sample or temperature": has_samples and not is_sampling(parameters),
         "decoder_input_details cannot be streamed": bool(parameters.decoder_input_details) and stream,
     }
     for message, holds in refused.items():

@@ -7,9 +7,12 @@ from structlog.typing import FilteringBoundLogger
 
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
+from prefix_store.tenants import Principal
 from server.async_engine import AsyncEngine
 from server.errors import Unavailable
+from server.failure_watch import FailureWatch
 from server.lifecycle import Lifecycle
+from server.limits import Limits
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
@@ -38,13 +41,15 @@ class Services:
     tokenizer: Tokenizer
     metrics: Metrics
     lifecycle: Lifecycle
+    limits: Limits
+    failures: FailureWatch
     log: FilteringBoundLogger
 
-    def check_open(self) -> None:
+    def check_open(self, principal: Principal) -> None:
         """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""
         if self.lifecycle.is_draining:
             raise Unavailable("the server is draining; ask another one")
-        self.engine.check_room()
+        self.engine.check_room(principal.tenant, max_queued=principal.limits.max_queued)
 
 
 def services_of(request: Request) -> Services:

@@ -23,6 +23,12 @@ class Settings(BaseSettings):
     store: Path = Path("store")
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    no_auth: bool = False
+    """Serve everyone who reaches an address that is not this machine's own, while there are no keys."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """A port of its own for the metrics, open to whoever reaches it."""
+    allowed_hosts: str = ""
+    """The names, separated by commas, by which the server may be asked; empty is any."""
     device: str = "auto"
     dtype: str = "auto"
     max_num_seqs: Positive | None = None
@@ -37,8 +43,14 @@ class Settings(BaseSettings):
 
     queue_timeout: Seconds = 30.0
     request_timeout: Seconds = 120.0
+    header_timeout: Seconds = 10.0
+    body_timeout: Seconds = 60.0
     engine_stall_timeout: Seconds = 30.0
     reader_stall_timeout: Seconds = 30.0
     keep_alive_interval: Seconds = 15.0
     drain_notice: Annotated[float, Field(ge=0)] = 1.0
     drain_timeout: Annotated[float, Field(ge=0)] = 30.0
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())

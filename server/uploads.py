@@ -11,8 +11,9 @@ from batching.types import Compile, Compiled, Request, SamplingParams, StepOutpu
 from prefix_store.formats import dump, max_file_bytes, parse
 from prefix_store.prefix import Prefix, PromptEmbeddings
 from prefix_store.tasks import Published
+from server.caller import Caller
 from server.errors import InvalidValue
-from server.generation import Caller, Patience, tokenize
+from server.generation import Patience, tokenize
 from server.rows import Row
 from server.services import Services
 
@@ -43,12 +44,14 @@ def max_upload_bytes(services: Services) -> int:
 
 async def read_file(services: Services, caller: Caller, upload: bytes) -> Candidate:
     """A safetensors file of ours or PEFT's. Raises `InvalidPrefix`, or `InvalidValue` where it cannot be compiled."""
-    services.check_open()
+    services.check_open(caller.principal)
     spec = services.backbone.spec
     parsed = await asyncio.to_thread(parse, upload, spec.shape, spec.fingerprint)
     backbone_checked = "backbone" in parsed.metadata
     if isinstance(parsed, PromptEmbeddings):
-        work = Compile(secrets.token_hex(16), caller.tenant, embeddings=parsed.embeddings)
+        work = Compile(
+            secrets.token_hex(16), caller.tenant, embeddings=parsed.embeddings, weight=caller.principal.weight
+        )
         return await _compile(services, caller, work, upload, parsed.kind, backbone_checked)
     native = (
         upload if parsed.kind == "prefix" else await asyncio.to_thread(dump, parsed.past_key_values, parsed.metadata)
@@ -58,8 +61,9 @@ async def read_file(services: Services, caller: Caller, upload: bytes) -> Candid
 
 async def read_text(services: Services, caller: Caller, upload: bytes, text: str) -> Candidate:
     """A fixed text; `upload` is the JSON body that held it. Raises `RequestError` where it fills the context."""
-    services.check_open()
-    work = Compile(secrets.token_hex(16), caller.tenant, token_ids=await tokenize(services, text))
+    services.check_open(caller.principal)
+    token_ids = await tokenize(services, text)
+    work = Compile(secrets.token_hex(16), caller.tenant, token_ids=token_ids, weight=caller.principal.weight)
     return await _compile(services, caller, work, upload, "text", True)
 
 
@@ -70,11 +74,13 @@ async def try_out(services: Services, caller: Caller, candidate: Candidate) -> N
     """
     prompt = (services.backbone.eos_token_id,)
     params = SamplingParams(max_new_tokens=1)
-    request = Request(secrets.token_hex(16), caller.tenant, prompt, candidate.prefix, params)
+    request = Request(
+        secrets.token_hex(16), caller.tenant, prompt, candidate.prefix, params, weight=caller.principal.weight
+    )
     services.engine.check(request)
     row = Row(services.tokenizer, ())
-    with services.engine.submitted(request) as mailbox:
-        patience = Patience(services, caller.arrived_at, mailbox)
+    with services.engine.submitted(request, max_queued=caller.principal.limits.max_queued) as mailbox:
+        patience = Patience(services, mailbox)
         while row.finish_reason is None:
             for output in await patience.take():
                 assert isinstance(output, StepOutput), "an answer to Compile in a request's mailbox"
@@ -107,8 +113,8 @@ async def _compile(
     services: Services, caller: Caller, work: Compile, upload: bytes, kind: str, backbone_checked: bool
 ) -> Candidate:
     services.engine.check(work)
-    with services.engine.submitted(work) as mailbox:
-        (compiled,) = await Patience(services, caller.arrived_at, mailbox).next()
+    with services.engine.submitted(work, max_queued=caller.principal.limits.max_queued) as mailbox:
+        (compiled,) = await Patience(services, mailbox).next()
     assert isinstance(compiled, Compiled), "a step's output in the mailbox of a Compile"
     if compiled.past_key_values is None:
         raise InvalidValue(f"the backbone could not compile it: {compiled.error}")

@@ -3,24 +3,28 @@
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
+from prefix_store.tenants import Scope
+from server.access import Needs
 from server.answer_schemas import GenerateAnswer
 from server.answers import KEEP_ALIVE, body_of, error_event, event_of, final_headers, headers_of, queue_header
+from server.caller import caller_of
 from server.errors import INTERNAL, kind_of
-from server.generation import Caller, Generation, new_row, prepare, run, run_streaming
-from server.http import arrived_at_of, read_json, request_id_of, tenant_of, unless_disconnected
+from server.generation import Generation, new_row, prepare, run, run_streaming
+from server.http import read_json, unless_disconnected
 from server.openapi import errors, json_body
 from server.rows import Row
 from server.schemas import GenerateBody
 from server.services import Services, services_of
 from server.stream import EventStream
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], dependencies=[Depends(Needs(Scope.GENERATE))])
 
-ERRORS = errors(400, 404, 413, 415, 422, 424, 429, 500, 503, 504)
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": "JSON"}}}
+STREAM = {"text/event-stream": {"schema": EVENT}}
 JSON_OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"model": GenerateAnswer, "content": STREAM}, **ERRORS}
 LIST_OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"model": list[GenerateAnswer], "content": STREAM}, **ERRORS}
 ONLY_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": STREAM, "description": "Events"}, **ERRORS}
@@ -60,11 +64,11 @@ async def generate_list_with_task(request: Request, task_id: str) -> Response:
 async def _answer(
     request: Request, task_id: str | None = None, *, stream: bool = False, as_list: bool = False
 ) -> Response:
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
+    services.limits.admit(caller.principal)
     body = await read_json(request, GenerateBody, services.settings.max_json_bytes)
     if stream:
         body = body.model_copy(update={"stream": True})
-    caller = Caller(tenant_of(request), request_id_of(request), arrived_at_of(request))
     generation = await unless_disconnected(request, prepare(services, caller, body, task_id))
     if body.stream:
         return await _stream(request, services, generation)

@@ -3,15 +3,18 @@
 import asyncio
 from importlib.metadata import version
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from prefix_store.errors import StoreError
 from prefix_store.store import PrefixStore
+from prefix_store.tenants import Scope
+from server.access import Needs, principal_of
+from server.admin_schemas import UsageAnswer, daily_usage
 from server.answer_schemas import InfoAnswer, StatusAnswer, TokenizedAnswer
 from server.errors import InvalidValue, Unavailable
-from server.http import read_json, tenant_of
+from server.http import read_json
 from server.openapi import errors, json_body
 from server.schemas import MAX_BEST_OF, MAX_STOP_STRINGS, TokenizeBody
 from server.services import Services, services_of
@@ -51,26 +54,44 @@ async def ping() -> Response:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/info", responses={200: {"model": InfoAnswer}, **errors(503)})
+@router.get("/info", dependencies=[Depends(Needs())], responses={200: {"model": InfoAnswer}, **errors(401, 500, 503)})
 async def info(request: Request) -> Response:
     services = services_of(request)
-    num_tasks = await asyncio.to_thread(_num_tasks, services.store, tenant_of(request))
+    num_tasks = await asyncio.to_thread(_num_tasks, services.store, principal_of(request).tenant)
     return JSONResponse(_info(services, num_tasks).model_dump())
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get(
+    "/usage",
+    dependencies=[Depends(Needs())],
+    responses={200: {"model": UsageAnswer}, **errors(401, 500, 503)},
+)
+async def usage(request: Request) -> Response:
+    """What the caller's tenant used, by task and day; it is written down every few seconds."""
+    found = await asyncio.to_thread(services_of(request).store.usage.by_day, principal_of(request).tenant)
+    return JSONResponse(daily_usage(found).model_dump(mode="json"))
+
+
+@router.get(
+    "/metrics",
+    dependencies=[Depends(Needs(Scope.OPERATOR, or_nobody=True))],
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors(401, 403, 500, 503)},
+    response_class=Response,
+)
 async def metrics(request: Request) -> Response:
     return Response(services_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.post(
     "/tokenize",
-    responses={200: {"model": list[TokenizedAnswer]}, **errors(400, 413, 415, 422)},
+    dependencies=[Depends(Needs(Scope.GENERATE))],
+    responses={200: {"model": list[TokenizedAnswer]}, **errors(400, 401, 403, 408, 413, 415, 422, 429, 500, 503)},
     openapi_extra=json_body(TokenizeBody),
 )
 async def tokenize(request: Request) -> Response:
     """The tokens of a text and their places in it, in characters."""
     services = services_of(request)
+    services.limits.admit(principal_of(request))
     body = await read_json(request, TokenizeBody, services.settings.max_json_bytes)
     if len(body.inputs.encode()) > services.settings.max_prompt_bytes:
         raise InvalidValue(f"inputs: expected at most {services.settings.max_prompt_bytes} bytes of text")

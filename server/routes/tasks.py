@@ -2,25 +2,26 @@
 
 import asyncio
 import hashlib
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
+from prefix_store.tenants import Scope
+from server.access import Needs, principal_of
+from server.administration import note
 from server.answer_schemas import ConfigAnswer, TaskAnswer, TasksAnswer, UploadAnswer, VersionAnswer
+from server.caller import Caller, caller_of
 from server.errors import Forbidden, InvalidValue, UnsupportedMediaType
-from server.generation import Caller
 from server.http import (
-    arrived_at_of,
     content_type_of,
     parse_json,
     read_body,
     read_json,
-    request_id_of,
-    tenant_of,
     unless_disconnected,
     validate,
 )
@@ -31,6 +32,9 @@ from server.uploads import Candidate, Conditions, max_upload_bytes, publish, rea
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
+MAY_READ = [Depends(Needs())]
+MAY_CHANGE = [Depends(Needs(Scope.TASKS))]
+
 Version = Annotated[int | None, Query(ge=1, le=MAX_COUNT)]
 FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUpload)}})
@@ -38,45 +42,57 @@ UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUplo
 
 @router.put(
     "/{task_id}",
+    dependencies=MAY_CHANGE,
     responses={
         200: {"model": UploadAnswer, "description": "A new version, or one that was there"},
         201: {"model": UploadAnswer, "description": "A new task"},
-        **errors(400, 412, 413, 415, 422, 429, 500, 503, 504, 507),
+        **errors(400, 401, 403, 408, 412, 413, 415, 422, 424, 429, 500, 503, 504, 507),
     },
     openapi_extra=UPLOAD,
 )
 async def upload(request: Request, task_id: str) -> Response:
-    services = services_of(request)
+    services, caller = services_of(request), caller_of(request)
+    services.limits.admit_upload(caller.principal)
     check_new_task_id(task_id, services.backbone.name)
     conditions = _conditions(request)
-    caller = Caller(tenant_of(request), request_id_of(request), arrived_at_of(request))
     candidate = await _read_candidate(request, services, caller)
     await unless_disconnected(request, try_out(services, caller, candidate))
     published = await publish(services, caller, task_id, candidate, conditions)
+    version = published.version
+    await note(request, "task.upload", task_id=task_id, version=version.version, sha256=version.sha256)
     return _uploaded(task_id, published)
 
 
-@router.get("", responses={200: {"model": TasksAnswer}, **errors(422, 500, 503)})
+@router.get("", dependencies=MAY_READ, responses={200: {"model": TasksAnswer}, **errors(401, 422, 500, 503)})
 async def list_tasks(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
 ) -> Response:
-    store, tenant = services_of(request).store, tenant_of(request)
+    store, tenant = services_of(request).store, principal_of(request).tenant
     tasks = await asyncio.to_thread(store.tasks, tenant, limit + 1, after)
     page = [_task(task) for task in tasks[:limit]]
     return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
 
 
-@router.get("/{task_id}", responses={200: {"model": TaskAnswer}, **errors(404, 422, 500, 503)})
+@router.get(
+    "/{task_id}",
+    dependencies=MAY_READ,
+    responses={200: {"model": TaskAnswer}, **errors(401, 404, 422, 424, 500, 503)},
+)
 async def read_task(request: Request, task_id: str) -> Response:
-    task = await asyncio.to_thread(services_of(request).store.task, tenant_of(request), task_id)
+    task = await asyncio.to_thread(services_of(request).store.task, principal_of(request).tenant, task_id)
     return _task_response(task)
 
 
-@router.get("/{task_id}/prefix", responses={200: {"content": FILE}, **errors(404, 422, 424, 500, 503)})
+@router.get(
+    "/{task_id}/prefix",
+    dependencies=MAY_CHANGE,
+    responses={200: {"content": FILE}, **errors(401, 403, 404, 422, 424, 500, 503)},
+)
 async def read_prefix(request: Request, task_id: str, version: Version = None) -> Response:
     """What was uploaded, byte for byte."""
     store = services_of(request).store
-    upload, facts = await asyncio.to_thread(store.upload_bytes, tenant_of(request), task_id, version)
+    tenant = principal_of(request).tenant
+    upload, facts = await asyncio.to_thread(store.upload_bytes, tenant, task_id, version)
     media_type = "application/json" if facts.kind == "text" else "application/octet-stream"
     headers = {"etag": _etag(facts.sha256), "x-task-version": str(facts.version)}
     return Response(upload, media_type=media_type, headers=headers)
@@ -84,23 +100,44 @@ async def read_prefix(request: Request, task_id: str, version: Version = None) -
 
 @router.patch(
     "/{task_id}",
-    responses={200: {"model": TaskAnswer}, **errors(400, 403, 404, 412, 413, 415, 422, 500, 503, 507)},
+    dependencies=MAY_CHANGE,
+    responses={
+        200: {"model": TaskAnswer},
+        **errors(400, 401, 403, 404, 408, 412, 413, 415, 422, 424, 500, 503, 507),
+    },
     openapi_extra=json_body(TaskPatch),
 )
 async def patch_task(request: Request, task_id: str) -> Response:
-    services, tenant = services_of(request), tenant_of(request)
+    services, principal = services_of(request), principal_of(request)
     patch = await read_json(request, TaskPatch, services.settings.max_json_bytes)
-    if patch.public is not None:
+    if patch.public is not None and Scope.OPERATOR not in principal.scopes:
         raise Forbidden("only an operator may make a task public")
     if_match = _conditions(request).if_match
-    task = await asyncio.to_thread(_patch, services, tenant, task_id, patch, if_match)
+    task = await asyncio.to_thread(
+        services.store.patch,
+        principal.tenant,
+        task_id,
+        version=patch.version,
+        change_config=None if patch.config is None else partial(_patched, patch.config),
+        public=patch.public,
+        if_match=if_match,
+    )
+    changes = {name: getattr(patch, name) for name in ("version", "public") if getattr(patch, name) is not None}
+    config = sorted(patch.config.model_fields_set) if patch.config is not None else []  # a template is not told
+    await note(request, "task.patch", task_id=task_id, **changes, config=config)
     return _task_response(task)
 
 
-@router.delete("/{task_id}", status_code=204, responses=errors(404, 412, 422, 500, 503))
+@router.delete(
+    "/{task_id}",
+    dependencies=MAY_CHANGE,
+    status_code=204,
+    responses=errors(401, 403, 404, 412, 422, 424, 500, 503, 507),
+)
 async def delete_task(request: Request, task_id: str) -> Response:
     store, if_match = services_of(request).store, _conditions(request).if_match
-    await asyncio.to_thread(store.delete, tenant_of(request), task_id, if_match)
+    await asyncio.to_thread(store.delete, principal_of(request).tenant, task_id, if_match)
+    await note(request, "task.delete", task_id=task_id)
     return Response(status_code=204)
 
 
@@ -137,16 +174,7 @@ def _conditions(request: Request) -> Conditions:
     )
 
 
-def _patch(services: Services, tenant: str, task_id: str, patch: TaskPatch, if_match: str | None) -> Task:
-    task = services.store.task(tenant, task_id)
-    if patch.version is not None:
-        task = services.store.use_version(tenant, task_id, patch.version, if_match)
-    if patch.config is not None:
-        task = services.store.set_config(tenant, task_id, _patched(task.config, patch.config))
-    return task
-
-
-def _patched(config: TaskConfig, patch: ConfigPatch) -> TaskConfig:
+def _patched(patch: ConfigPatch, config: TaskConfig) -> TaskConfig:
     """What the patch names is set or cleared; the rest stays."""
     given = patch.model_fields_set
     parameters = {} if patch.parameters is None else patch.parameters.model_dump(exclude_none=True)
@@ -181,6 +209,7 @@ def _task(task: Task) -> TaskAnswer:
     return TaskAnswer(
         task_id=task.task_id,
         version=task.served_version,
+        public=task.public,
         created_at=task.created_at,
         versions=[VersionAnswer.model_validate(version, from_attributes=True) for version in task.versions],
         config=config,

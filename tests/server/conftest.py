@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from prefix_store.formats import dump
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
+from prefix_store.tenants import Scope, Tenant
 from server.app import Loaded, create_app
 from server.cli import Server, uvicorn_config
 from server.services import BackboneFacts, Services
@@ -71,7 +72,8 @@ def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]
 
     def load(settings: Settings) -> Loaded:
         store = PrefixStore(settings.store, backbone=spec)
-        return Loaded(BackboneFacts(spec, EOS, "float32", "cpu"), engine, Tokenizer(backend), store)
+        facts = BackboneFacts(spec, EOS, "float32", "cpu")
+        return Loaded(facts, engine, Tokenizer(backend), store, store.tenants.has_keys())
 
     return load
 
@@ -130,3 +132,44 @@ def server(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend) ->
     """One server for all tests of a file; what a test changes in it has a name of its own."""
     with running(tmp_path_factory.mktemp("store"), byte_tokenizer, EchoEngine()) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server whose registry holds keys; `keys` has each one's secret by `tenant/scope`."""
+
+    server: Running
+    keys: dict[str, str]
+
+    def headers(self, key: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.keys[key]}"}
+
+    def ask(self, key: str, method: str, path: str, **options: Any) -> httpx.Response:
+        return self.server.http.request(
+            method, path, headers={**self.headers(key), **options.pop("headers", {})}, **options
+        )
+
+
+@contextmanager
+def guarded(
+    directory: Path, backend: Backend, engine: EchoEngine, tenants: tuple[Tenant, ...], **settings: Any
+) -> Iterator[Guarded]:
+    """A running server with these tenants, each with one key for each scope."""
+    store = PrefixStore(directory, backbone=BackboneSpec("tiny", SHAPE, FINGERPRINT))
+    keys = {}
+    for tenant in tenants:
+        store.tenants.add_tenant(tenant)
+        for scope in Scope:
+            keys[f"{tenant.name}/{scope}"] = store.tenants.create_key(tenant.name, [scope])[1]
+    store.close()
+    with running(directory, backend, engine, **settings) as server:
+        yield Guarded(server, keys)
+
+
+@pytest.fixture
+def start_guarded(tmp_path: Path, byte_tokenizer: Backend) -> Iterator[Callable[..., Guarded]]:
+    """Start a server for these tenants; it ends with the test."""
+    with ExitStack() as stack:
+        yield lambda *tenants, engine=None, **settings: stack.enter_context(
+            guarded(tmp_path / "store", byte_tokenizer, engine or EchoEngine(), tenants, **settings)
+        )

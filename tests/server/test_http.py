@@ -2,6 +2,7 @@
 
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -139,6 +140,21 @@ def test_broken_or_oversized_headers_are_refused_or_cut_off(server: Running, hea
             answer = b""
     assert answer == b"" or answer.startswith(b"HTTP/1.1 4")
     assert server.http.get("/ping").status_code == 200
+
+
+def test_only_names_that_the_operator_knows_are_answered_to(start: Callable[..., Running]) -> None:
+    server = start(allowed_hosts="api.example.org, 127.0.0.1")
+    for host in ("api.example.org", "API.example.org:8000", "127.0.0.1:1"):
+        assert server.http.get("/info", headers={"host": host}).status_code == 200
+    for host in ("evil.example.org", "", "api.example.org.evil.org"):
+        assert refused(server.http.get("/info", headers={"host": host})) == (400, "bad_request")
+    assert server.http.get("/health", headers={"host": "10.0.0.1"}).status_code == 200
+
+
+def test_a_small_body_that_nobody_read_keeps_the_connection_and_a_large_one_ends_it(server: Running) -> None:
+    small, large = (server.http.post("/nowhere", content=b"x" * size) for size in (1000, 100_000))
+    assert "connection" not in small.headers
+    assert large.headers["connection"] == "close"
 
 
 def test_a_body_that_ends_too_early_stores_nothing(server: Running) -> None:

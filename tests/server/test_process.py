@@ -1,5 +1,6 @@
 """The server as it is run: a process with the real engine on a tiny random GPT-2, real signals, a real port."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from prefix_store.formats import dump
+from server.admin_cli import admin
 from server.cli import serve
 from tests.server.test_generate import events_of
 
@@ -208,6 +210,28 @@ def test_wrong_settings_are_refused_with_their_reason(tiny_model: Path, tmp_path
     assert "max_model_len is 129; expected 1 to 128" in refused(*model, "--max-model-len", "129")
     assert "max_num_seqs" in refused(*model, MAX_NUM_SEQS="many")
     assert "No such option" in refused(*model, "--no-such-option")
+
+
+def test_the_network_is_not_served_without_keys_unless_told_so_in_words(tiny_model: Path, tmp_path: Path) -> None:
+    model = ("--model", str(tiny_model), "--store", str(tmp_path / "store"))
+    assert "say --no-auth" in refused(*model, "--host", "0.0.0.0")
+
+
+def test_no_auth_is_refused_once_there_is_a_key(launch: Launch, tiny_model: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    directory = ("--store", str(store))
+    runner = CliRunner()
+    assert runner.invoke(admin, ["tenant", "add", "acme", *directory]).exit_code == 0
+    secret = runner.invoke(admin, ["key", "create", "acme", *directory]).output.strip()
+    assert "leave --no-auth out" in refused("--model", str(tiny_model), *directory, "--no-auth")
+    server = launch(METRICS_PORT="0")
+    asked = {"json": {"inputs": "a", "parameters": {"max_new_tokens": 1}}}
+    assert server.http.post("/generate", **asked).status_code == 401
+    assert server.http.post("/generate", headers={"authorization": f"Bearer {secret}"}, **asked).status_code == 200
+    log = (tmp_path / "log").read_text()
+    port = next(json.loads(line)["port"] for line in log.splitlines() if '"metrics"' in line)
+    assert "polyprefix_steps_total" in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    assert server.end() == 0
 
 
 def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,230 @@
+"""The operator's commands: `polyprefix admin tenant|key …` and `polyprefix store …`.
+
+Each is one request to the operator's routes: over the network with `--url`, else to the same routes in this process, on
+a store that no server has open. Knows terminals and those routes.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+
+from prefix_store.backup import restore as restore_backup
+from prefix_store.errors import StoreError
+from server.admin_app import create_admin_app
+from server.administration import open_store
+
+SECONDS = 600.0  # verifying a large store takes its time
+
+admin = typer.Typer(no_args_is_help=True, help="Manage tenants and their API keys.")
+tenant = typer.Typer(no_args_is_help=True, help="Who may use the server, and how much of it.")
+key = typer.Typer(no_args_is_help=True, help="What tenants prove themselves with.")
+store = typer.Typer(no_args_is_help=True, help="Check, back up, restore and clean the store.")
+admin.add_typer(tenant, name="tenant")
+admin.add_typer(key, name="key")
+
+StoreDirectory = Annotated[
+    Path, typer.Option("--store", envvar="POLYPREFIX_STORE", help="The store, while no server runs on it.")
+]
+Url = Annotated[str | None, typer.Option(envvar="POLYPREFIX_URL", help="Ask this server instead.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="An operator's key, for --url.")]
+Name = Annotated[str, typer.Argument(metavar="TENANT")]
+Weight = Annotated[float | None, typer.Option(help="Its share of a busy engine, relative to others'; default: 1")]
+LimitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=NUMBER",
+        help="max_tasks, max_bytes, uploads_per_minute, upload_burst, requests_per_minute, tokens_per_minute or "
+        "max_queued; may be given again. 'none' takes one of the last three away.",
+    ),
+]
+HERE = Path("store")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the routes answer."""
+
+    store: Path
+    url: str | None
+    api_key: str | None
+
+
+@tenant.command("add")
+def add_tenant(
+    name: Name,
+    weight: Weight = None,
+    limit: LimitOptions = None,
+    store: StoreDirectory = HERE,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Let somebody new in; they still need a key."""
+    body = {"name": name, **given(weight=weight, limits=limits_of(limit))}
+    show(ask(Place(store, url, api_key), "POST", "/admin/tenants", json=body))
+
+
+@tenant.command("list")
+def list_tenants(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+    """One line of JSON for each."""
+    show(*ask(Place(store, url, api_key), "GET", "/admin/tenants")["tenants"])
+
+
+@tenant.command("set")
+def set_tenant(
+    name: Name,
+    weight: Weight = None,
+    limit: LimitOptions = None,
+    enabled: Annotated[bool | None, typer.Option("--enabled", help="Accept its keys again.")] = None,
+    store: StoreDirectory = HERE,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Change what is named, and leave the rest."""
+    body = given(weight=weight, limits=limits_of(limit), disabled=False if enabled else None)
+    show(ask(Place(store, url, api_key), "PATCH", f"/admin/tenants/{name}", json=body))
+
+
+@tenant.command("disable")
+def disable_tenant(name: Name, store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+    """Refuse all its keys; its tasks stay."""
+    show(ask(Place(store, url, api_key), "PATCH", f"/admin/tenants/{name}", json={"disabled": True}))
+
+
+@key.command("create")
+def create_key(
+    name: Name,
+    scope: Annotated[list[str] | None, typer.Option(help="generate, tasks or operator; default: the first two")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Refuse it from then on.")] = None,
+    store: StoreDirectory = HERE,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Print a new key. It is shown this once: only its hash is kept."""
+    body: dict[str, Any] = {"tenant": name, "scopes": scope or ["generate", "tasks"]}
+    if expires_in_days is not None:
+        body["expires_at"] = (datetime.now(UTC) + timedelta(days=expires_in_days)).isoformat()
+    typer.echo(ask(Place(store, url, api_key), "POST", "/admin/keys", json=body)["secret"])
+
+
+@key.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The eight characters after pp_.")],
+    store: StoreDirectory = HERE,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Refuse a key from now on."""
+    show(ask(Place(store, url, api_key), "DELETE", f"/admin/keys/{key_id}"))
+
+
+@key.command("list")
+def list_keys(name: Name, store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+    """One line of JSON for each; none holds its secret."""
+    show(*ask(Place(store, url, api_key), "GET", "/admin/keys", params={"tenant": name})["keys"])
+
+
+@store.command()
+def verify(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+    """Read every file and record, and take damaged versions out of service. Exit status 1 where there were any."""
+    damage = ask(Place(store, url, api_key), "POST", "/admin/verify")["damage"]
+    show(*damage)
+    if damage:
+        raise typer.Exit(1)
+
+
+@store.command()
+def backup(
+    path: Annotated[Path, typer.Argument(help="A directory that is not there yet.")],
+    store: StoreDirectory = HERE,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Copy the store, whole or not at all. With --url to a path on the server's machine."""
+    show(ask(Place(store, url, api_key), "POST", "/admin/backup", json={"path": str(path.absolute())}))
+
+
+@store.command()
+def sweep(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+    """Remove files that no record needs."""
+    show(ask(Place(store, url, api_key), "POST", "/admin/sweep"))
+
+
+@store.command()
+def restore(
+    path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup.")],
+    store: StoreDirectory = HERE,
+) -> None:
+    """Make the store, which must not be there yet, as the backup has it."""
+    try:
+        num_files = restore_backup(path, store)
+    except StoreError as error:
+        fail(str(error))
+    show({"store": str(store), "num_files": num_files})
+
+
+def ask(place: Place, method: str, path: str, **options: Any) -> Any:
+    """The answer's JSON; what is refused ends the command with its reason."""
+    try:
+        return asyncio.run(_ask(place, method, path, **options))
+    except StoreError as error:
+        fail(str(error))
+    except httpx.HTTPError as error:
+        fail(f"no answer from {place.url}: {error or type(error).__name__}")
+
+
+async def _ask(place: Place, method: str, path: str, **options: Any) -> Any:
+    async with _connected(place) as http:
+        answer = await http.request(method, path, **options)
+    if answer.is_error:
+        fail(answer.json()["error"])
+    return answer.json()
+
+
+@asynccontextmanager
+async def _connected(place: Place) -> AsyncIterator[httpx.AsyncClient]:
+    if place.url is not None:
+        headers = {} if place.api_key is None else {"authorization": f"Bearer {place.api_key}"}
+        async with httpx.AsyncClient(base_url=place.url, headers=headers, timeout=SECONDS) as http:
+            yield http
+        return
+    opened = open_store(place.store)
+    try:
+        transport = httpx.ASGITransport(create_admin_app(opened, place.store))
+        async with httpx.AsyncClient(base_url="http://store", transport=transport) as http:
+            yield http
+    finally:
+        opened.close()
+
+
+def limits_of(given: list[str] | None) -> dict[str, int | None] | None:
+    """`["max_tasks=5", "max_queued=none"]` as a JSON object; which names there are, the routes know."""
+    if not given:
+        return None
+    pairs = [limit.partition("=") for limit in given]
+    for name, _, number in pairs:
+        if number != "none" and not number.isdecimal():
+            raise typer.BadParameter(f"{name}={number}: expected NAME=NUMBER", param_hint="--limit")
+    return {name: None if number == "none" else int(number) for name, _, number in pairs}
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def show(*objects: Any) -> None:
+    for each in objects:
+        typer.echo(json.dumps(each))
+
+
+def fail(message: str) -> NoReturn:
+    typer.secho(f"error: {message}", err=True, fg="red")
+    raise typer.Exit(1)

@@ -1,0 +1,40 @@
+"""Who changed what and when, one JSON object a line, in a file that only ever grows.
+
+Knows principals and names. Is never given a prompt, a key's secret or a file's content.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+
+from structlog.typing import FilteringBoundLogger
+
+from prefix_store.tenants import Principal
+
+NAME = "audit.jsonl"
+
+
+class AuditLog:
+    """Thread-safe. Writes to the disk, so an event loop calls `record` in a thread."""
+
+    def __init__(self, path: Path, log: FilteringBoundLogger) -> None:
+        self._path = path
+        self._log = log
+        self._lock = Lock()
+
+    @classmethod
+    def of(cls, directory: Path, log: FilteringBoundLogger) -> "AuditLog":
+        """The log of the store in this directory."""
+        return cls(directory / NAME, log)
+
+    def record(self, principal: Principal, request_id: str, action: str, **facts: object) -> None:
+        """Add a line. What was done is done: where the line cannot be written, the server's own log has it."""
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        who = {"tenant": principal.tenant, "key_id": principal.key_id}
+        line = {"time": moment, **who, "request_id": request_id, "action": action, **facts}
+        try:
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, default=str) + "\n")
+        except OSError as error:
+            self._log.error("audit_not_written", reason=str(error), line=line)

@@ -1,0 +1,36 @@
+"""Notices versions whose rows fail again and again, so that they can be taken out of service.
+
+Knows versions and a clock. Knows nothing of why a row failed; is told of failures that are the row's own only.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from prefix_store.tasks import Served
+
+MAX_FAILURES = 3
+WITHIN = 600.0  # seconds
+
+Version = tuple[str, str, int]  # tenant, task_id, version
+
+
+class FailureWatch:
+    """Used on the event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed_at: dict[Version, deque[float]] = {}
+
+    def note(self, served: Served) -> bool:
+        """Count a failed row of this version. True when it is one too many; the version then starts anew."""
+        version = (served.tenant, served.task_id, served.version)
+        now = self._clock()
+        failed_at = self._failed_at.setdefault(version, deque())
+        failed_at.append(now)
+        while now - failed_at[0] > WITHIN:
+            failed_at.popleft()
+        if len(failed_at) < MAX_FAILURES:
+            return False
+        del self._failed_at[version]
+        return True

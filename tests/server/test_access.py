@@ -1,0 +1,260 @@
+"""Who gets in: keys, scopes, and that a tenant sees nothing of another's, on every route that there is."""
+
+import asyncio
+import contextlib
+import io
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from tokenizers import Tokenizer as Backend
+
+from prefix_store.prefix import BackboneSpec
+from prefix_store.store import PrefixStore
+from prefix_store.tenants import Scope, Tenant, TenantLimits
+from server.access import Needs, is_loopback
+from server.app import ROUTERS, ServerStartError, check_exposure, create_app
+from server.log import make_logger
+from server.settings import Settings
+from tests.server.conftest import FINGERPRINT, Guarded, Running, guarded, loader, prefix_file
+from tests.server.fakes import SHAPE, EchoEngine, Gate
+
+OPEN_TO_ALL = {"/health", "/ready", "/ping"}
+ROUTES = [
+    (method, route)
+    for router in ROUTERS
+    for route in router.routes
+    if isinstance(route, APIRoute) and route.path not in OPEN_TO_ALL
+    for method in sorted(route.methods)
+]
+every_route = pytest.mark.parametrize(
+    ("method", "route"), ROUTES, ids=[f"{method} {route.path}" for method, route in ROUTES]
+)
+OF_A_TASK = [(method, route) for method, route in ROUTES if "{task_id}" in route.path and method != "PUT"]
+ACME, OTHER = Tenant(name="acme", weight=3.0), Tenant(name="other")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend) -> Iterator[Guarded]:
+    """A server with two tenants; acme has the task `secret`."""
+    with guarded(tmp_path_factory.mktemp("store"), byte_tokenizer, EchoEngine(), (ACME, OTHER)) as house:
+        assert house.ask("acme/tasks", "PUT", "/tasks/secret", content=prefix_file()).status_code == 201
+        yield house
+
+
+def test_the_tables_of_this_file_know_every_route(house: Guarded) -> None:
+    documented = {
+        (method.upper(), path)
+        for path, methods in house.server.http.get("/openapi.json").json()["paths"].items()
+        for method in methods
+        if path not in OPEN_TO_ALL
+    }
+    assert documented == {(method, route.path) for method, route in ROUTES}
+
+
+def scopes_of(route: APIRoute) -> frozenset[Scope]:
+    needs = [each.dependency for each in route.dependencies if isinstance(each.dependency, Needs)]
+    assert len(needs) == 1, f"{route.path} says not, or twice, which key it needs"
+    return needs[0].scopes
+
+
+def body_for(method: str, path: str) -> dict[str, Any]:
+    """Some body that is right enough for any route of the method."""
+    if method == "PUT":
+        return {"content": prefix_file()}
+    return {"json": {"inputs": "ab"} if method == "POST" else {}} if method in ("POST", "PATCH") else {}
+
+
+@every_route
+def test_without_a_good_key_every_route_is_the_same_401(house: Guarded, method: str, route: APIRoute) -> None:
+    path = route.path.format(task_id="secret", name="acme", key_id="x")
+    wrong = [None, "", "Bearer", "Bearer x", "Basic x", "Bearer pp_abcdefgh_" + "0" * 64, "Bearer pp_é"]
+    answers = [
+        house.server.http.request(
+            method, path, headers={} if key is None else {"authorization": key.encode()}, **body_for(method, path)
+        )
+        for key in wrong
+    ]
+    assert {answer.status_code for answer in answers} == {401}
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert answers[0].json()["error_type"] == "unauthorized"
+    assert answers[0].headers["www-authenticate"] == "Bearer"
+
+
+@every_route
+@pytest.mark.parametrize("scope", list(Scope))
+def test_a_key_opens_its_scopes_and_no_other(house: Guarded, method: str, route: APIRoute, scope: Scope) -> None:
+    path = route.path.format(task_id="no-such", name="no-such", key_id="no-such")
+    answer = house.ask(f"other/{scope}", method, path, **body_for(method, path))
+    needed = scopes_of(route)
+    if needed and scope not in needed:
+        assert (answer.status_code, answer.json()["error_type"]) == (403, "forbidden")
+    else:
+        assert answer.status_code not in (401, 403)
+
+
+@pytest.mark.parametrize(
+    ("method", "route"),
+    OF_A_TASK,
+    ids=[f"{method} {route.path}" for method, route in OF_A_TASK],
+)
+def test_another_tenants_task_reads_like_an_unknown_one(house: Guarded, method: str, route: APIRoute) -> None:
+    scope = next(iter(scopes_of(route) or {Scope.TASKS}))
+    unknown, foreign = (
+        house.ask(f"other/{scope}", method, route.path.format(task_id=name), **body_for(method, route.path))
+        for name in ("nobody", "secret")
+    )
+    assert foreign.status_code == unknown.status_code == 404
+    assert foreign.text.replace("secret", "nobody") == unknown.text
+    names = set(unknown.headers) | set(foreign.headers)
+    assert all(unknown.headers.get(name) == foreign.headers.get(name) for name in names - {"date", "x-request-id"})
+
+
+def test_another_tenants_task_is_in_no_list_and_no_answer(house: Guarded) -> None:
+    for body in ({"task_id": "secret"}, {"parameters": {"adapter_id": "secret"}}):
+        answer = house.ask("other/generate", "POST", "/generate", json={"inputs": "ab", **body})
+        assert (answer.status_code, answer.json()["error"]) == (404, "no task 'secret'")
+    assert house.ask("other/tasks", "GET", "/tasks").json() == {"tasks": [], "next": None}
+    assert house.ask("other/tasks", "GET", "/info").json()["num_tasks"] == 0
+    assert house.ask("acme/generate", "GET", "/info").json()["num_tasks"] == 1
+
+
+def test_two_tenants_have_tasks_of_one_name_that_know_nothing_of_each_other(house: Guarded) -> None:
+    mine, theirs = prefix_file(2, 0.1), prefix_file(5, 0.2)
+    for tenant, body in (("acme", mine), ("other", theirs)):
+        assert house.ask(f"{tenant}/tasks", "PUT", "/tasks/shared", content=body).status_code == 201
+    assert house.ask("acme/tasks", "GET", "/tasks/shared/prefix").content == mine
+    assert house.ask("other/tasks", "DELETE", "/tasks/shared").status_code == 204
+    assert house.ask("acme/tasks", "GET", "/tasks/shared/prefix").content == mine
+
+
+def test_the_probes_and_the_documents_need_no_key(house: Guarded) -> None:
+    for path in (*OPEN_TO_ALL, "/docs", "/openapi.json"):
+        assert house.server.http.get(path).status_code == 200
+    assert house.server.http.get("/nowhere").status_code == 404
+
+
+def test_only_an_operator_makes_a_task_of_its_tenant_public(house: Guarded) -> None:
+    house.ask("acme/tasks", "PUT", "/tasks/common", content=prefix_file(4, 0.3))
+    refused = house.ask("acme/tasks", "PATCH", "/tasks/common", json={"public": True})
+    assert (refused.status_code, refused.json()["error_type"]) == (403, "forbidden")
+    store = house.server.services.store
+    both = store.tenants.create_key("acme", [Scope.TASKS, Scope.OPERATOR])[1]
+    headers = {"authorization": f"Bearer {both}"}
+    assert house.server.http.patch("/tasks/common", json={"public": True}, headers=headers).json()["public"] is True
+    answer = house.ask("other/generate", "POST", "/generate", json={"inputs": "ab", "task_id": "common"})
+    assert (answer.status_code, answer.json()["version"]) == (200, 1)
+    assert house.ask("other/tasks", "DELETE", "/tasks/common").status_code == 404
+
+
+def test_a_revoked_key_is_refused_from_now_on(house: Guarded) -> None:
+    tenants = house.server.services.store.tenants
+    key, secret = tenants.create_key("acme", [Scope.GENERATE])
+    headers = {"authorization": f"bearer {secret}"}
+    assert house.server.http.get("/info", headers=headers).status_code == 200
+    tenants.revoke_key(key.key_id)
+    assert house.server.http.get("/info", headers=headers).status_code == 401
+
+
+def test_a_tenants_weight_goes_to_the_engine(start_guarded: Callable[..., Guarded]) -> None:
+    gate = Gate()
+    house = start_guarded(ACME, engine=EchoEngine(before_step=gate))
+    thread = threading.Thread(
+        target=house.ask, args=("acme/generate", "POST", "/generate"), kwargs={"json": {"inputs": "ab"}}
+    )
+    thread.start()
+    gate.wait_until_held()
+    assert [(each.tenant, each.weight) for each in house.server.engine.waiting] == [("acme", 3.0)]
+    gate.open()
+    thread.join()
+
+
+def test_a_key_is_looked_up_without_holding_anybody_up(house: Guarded) -> None:
+    tenants = house.server.services.store.tenants
+    asked, let_go = threading.Event(), threading.Event()
+    authenticate = tenants.authenticate
+
+    def slow(secret: str) -> Any:
+        asked.set()
+        let_go.wait(20)
+        return authenticate(secret)
+
+    tenants.authenticate = slow  # type: ignore[method-assign]
+    answers: list[httpx.Response] = []
+    _, secret = tenants.create_key("acme", [Scope.GENERATE])
+    thread = threading.Thread(
+        target=lambda: answers.append(house.server.http.get("/info", headers={"authorization": f"Bearer {secret}"}))
+    )
+    thread.start()
+    try:
+        assert asked.wait(20)
+        assert house.server.http.get("/ping").status_code == 200
+    finally:
+        let_go.set()
+        thread.join()
+        tenants.authenticate = authenticate  # type: ignore[method-assign]
+    assert answers[0].status_code == 200
+
+
+def test_a_large_body_without_a_key_is_401_after_little_was_read(house: Guarded) -> None:
+    num_sent = 0
+    with socket.create_connection(("127.0.0.1", house.server.port), 20) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        connection.sendall(b"PUT /tasks/big HTTP/1.1\r\nhost: x\r\ncontent-length: 67108864\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        with contextlib.suppress(ConnectionError):
+            while num_sent < 64 << 20:
+                num_sent += connection.send(b"\0" * 65536)
+    assert num_sent < 16 << 20
+
+
+def test_a_tenants_quota_is_403(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="small", limits=TenantLimits(max_tasks=1)))
+    assert house.ask("small/tasks", "PUT", "/tasks/one", content=prefix_file()).status_code == 201
+    refused = house.ask("small/tasks", "PUT", "/tasks/two", content=prefix_file())
+    assert (refused.status_code, refused.json()["error_type"]) == (403, "quota_exceeded")
+
+
+def test_a_server_without_keys_serves_this_machine_only_unless_told_so_in_words() -> None:
+    for host, no_auth, has_keys in [
+        ("127.0.0.1", False, False),
+        ("::1", False, False),
+        ("0.0.0.0", True, False),
+        ("0.0.0.0", False, True),
+    ]:
+        check_exposure(Settings(host=host, no_auth=no_auth), has_keys)
+    with pytest.raises(ServerStartError, match="say --no-auth"):
+        check_exposure(Settings(host="0.0.0.0"), has_keys=False)
+    with pytest.raises(ServerStartError, match="leave --no-auth out"):
+        check_exposure(Settings(no_auth=True), has_keys=True)
+
+
+def test_a_server_without_auth_says_so_at_every_start(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr("server.app.make_logger", lambda: make_logger(written))
+    assert start(no_auth=True).generate("ab")["generated_text"] == "ab"
+    assert '"event": "no_auth", "level": "warning"' in written.getvalue()
+
+
+def test_which_addresses_are_this_machines_own() -> None:
+    assert [is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost")] == [True] * 4
+    assert [is_loopback(host) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")] == [False] * 5
+
+
+def test_a_server_that_refuses_to_start_gives_its_store_back(tmp_path: Path, byte_tokenizer: Backend) -> None:
+    app = create_app(Settings(store=tmp_path, host="0.0.0.0"), loader(byte_tokenizer, EchoEngine()))
+
+    async def start() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    with pytest.raises(ServerStartError):
+        asyncio.run(start())
+    PrefixStore(tmp_path, backbone=BackboneSpec("tiny", SHAPE, FINGERPRINT)).close()

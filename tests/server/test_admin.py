@@ -1,0 +1,116 @@
+"""The operator's commands, on a store that nobody has open and through a running server's routes: one and the same."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from prefix_store.prefix import BackboneSpec
+from prefix_store.store import PrefixStore
+from prefix_store.tenants import Scope, Tenant
+from server.admin_cli import admin, store
+from tests.server.conftest import FINGERPRINT, Guarded, prefix_file
+from tests.server.fakes import SHAPE
+
+Command = Callable[..., Any]
+
+
+def run(app: Any, *arguments: str, exit_code: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == exit_code, (done.output, done.exception)
+    return done.output
+
+
+@pytest.fixture(params=["store", "url"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, start_guarded: Callable[..., Guarded]) -> Iterator[list[str]]:
+    if request.param == "store":
+        yield ["--store", str(tmp_path / "store")]
+    else:
+        house = start_guarded(Tenant(name="root"))
+        yield ["--url", str(house.server.http.base_url), "--api-key", house.keys["root/operator"]]
+
+
+def test_tenants_and_keys_are_made_changed_listed_and_taken_away(place: list[str]) -> None:
+    added = json.loads(run(admin, "tenant", "add", "acme", "--weight", "2", "--limit", "max_tasks=7", *place))
+    assert (added["weight"], added["limits"]["max_tasks"], added["limits"]["upload_burst"]) == (2.0, 7, 100)
+    assert "a tenant 'acme' already" in run(admin, "tenant", "add", "acme", *place, exit_code=1)
+    options = ("--limit", "tokens_per_minute=9", "--limit", "max_queued=none")
+    changed = json.loads(run(admin, "tenant", "set", "acme", *options, *place))
+    assert (changed["weight"], changed["limits"]["max_tasks"], changed["limits"]["tokens_per_minute"]) == (2.0, 7, 9)
+    assert "no tenant 'nobody'" in run(admin, "tenant", "set", "nobody", "--weight", "3", *place, exit_code=1)
+
+    secret = run(admin, "key", "create", "acme", "--expires-in-days", "1", *place).strip()
+    assert secret.startswith("pp_")
+    (key,) = [json.loads(line) for line in run(admin, "key", "list", "acme", *place).splitlines()]
+    assert (key["key_id"], key["scopes"]) == (secret[3:11], ["generate", "tasks"])
+    assert key["expires_at"] is not None
+    assert json.loads(run(admin, "key", "revoke", key["key_id"], *place))["revoked_at"] is not None
+    assert "no API key" in run(admin, "key", "revoke", "nobody00", *place, exit_code=1)
+
+    assert json.loads(run(admin, "tenant", "disable", "acme", *place))["disabled"] is True
+    assert json.loads(run(admin, "tenant", "set", "acme", "--enabled", *place))["disabled"] is False
+    names = [json.loads(line)["name"] for line in run(admin, "tenant", "list", *place).splitlines()]
+    assert "acme" in names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["tenant", "add", "../up"],
+        ["tenant", "add", "x", "--weight", "0"],
+        ["tenant", "add", "x", "--limit", "unknown=1"],
+        ["key", "create", "x", "--scope", "everything"],
+    ],
+)
+def test_what_means_nothing_is_refused_with_its_reason(tmp_path: Path, arguments: list[str]) -> None:
+    assert "error: " in run(admin, *arguments, "--store", str(tmp_path / "store"), exit_code=1)
+
+
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    assert "NAME=NUMBER" in run(admin, "tenant", "add", "x", "--limit", "max_tasks=-1", exit_code=2)
+
+
+def test_a_store_is_backed_up_checked_restored_and_swept(place: list[str], tmp_path: Path) -> None:
+    run(admin, "tenant", "add", "acme", *place)
+    assert json.loads(run(store, "backup", str(tmp_path / "copy"), *place))["path"] == str(tmp_path / "copy")
+    assert "nothing is yet" in run(store, "backup", str(tmp_path / "copy"), *place, exit_code=1)
+    again = str(tmp_path / "again")
+    run(store, "restore", str(tmp_path / "copy"), "--store", again)
+    assert '"name": "acme"' in run(admin, "tenant", "list", "--store", again)
+    assert run(store, "verify", *place) == ""
+    assert json.loads(run(store, "sweep", *place)) == {"num_bytes": 0}
+
+
+def test_damage_is_told_and_ends_with_an_error(tmp_path: Path) -> None:
+    opened = PrefixStore(tmp_path / "store", backbone=BackboneSpec("tiny", SHAPE, FINGERPRINT))
+    body = prefix_file()
+    facts = {"kind": "prefix", "num_virtual_tokens": 3, "backbone_checked": False}
+    opened.publish("default", "poet", upload=body, native=body, **facts)
+    opened.close()
+    (file,) = (tmp_path / "store" / "default").iterdir()
+    file.chmod(0o600)
+    file.write_bytes(body[:-1] + b"x")
+    damage = json.loads(run(store, "verify", "--store", str(tmp_path / "store"), exit_code=1))
+    assert damage["where"] == "default/poet/1"
+
+
+def test_a_store_that_a_server_has_open_is_left_alone(start_guarded: Callable[..., Guarded], tmp_path: Path) -> None:
+    start_guarded(Tenant(name="acme"))
+    said = run(admin, "tenant", "list", "--store", str(tmp_path / "store"), exit_code=1)
+    assert "another process has the store" in said
+
+
+def test_a_server_that_does_not_answer_is_told() -> None:
+    assert "no answer from http://127.0.0.1:1" in run(
+        admin, "tenant", "list", "--url", "http://127.0.0.1:1", exit_code=1
+    )
+
+
+def test_a_disabled_tenants_key_is_refused(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="root"), Tenant(name="acme"))
+    house.ask("root/operator", "PATCH", "/admin/tenants/acme", json={"disabled": True})
+    assert house.ask("acme/generate", "POST", "/generate", json={"inputs": "a"}).status_code == 401
+    assert house.ask(f"root/{Scope.GENERATE}", "POST", "/generate", json={"inputs": "a"}).status_code == 200

@@ -1,0 +1,88 @@
+"""What is noted of every request, and what happens to a task whose rows fail again and again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from prefix_store.prefix import Prefix
+from prefix_store.tasks import Served, TaskConfig
+from prefix_store.tenants import Tenant
+from server.failure_watch import FailureWatch
+from tests.server.conftest import Guarded, Running, prefix_file
+
+Start = Callable[..., Running]
+FAILING = "\x07"  # the hand-written engine fails a row at this token
+
+
+def served(version: int) -> Served:
+    prefix: Prefix = None  # type: ignore[assignment]
+    return Served("acme", "poet", version, prefix, TaskConfig())
+
+
+def test_three_failures_within_ten_minutes_are_too_many() -> None:
+    now = [0.0]
+    watch = FailureWatch(lambda: now[0])
+    assert [watch.note(served(1)), watch.note(served(2)), watch.note(served(1))] == [False, False, False]
+    now[0] = 601
+    assert [watch.note(served(1)), watch.note(served(1))] == [False, False]
+    assert watch.note(served(1))
+    assert not watch.note(served(1))
+
+
+def test_a_version_whose_rows_fail_is_quarantined_and_others_are_served_on(start: Start) -> None:
+    server = start()
+    server.upload("bad", 3, 0.1)
+    server.upload("good", 3, 0.2)
+    for _ in range(3):
+        assert server.generate(FAILING, status=424, task_id="bad")["error_type"] == "generation"
+    assert server.generate("ab", status=424, task_id="bad")["error_type"] == "quarantined"
+    assert server.http.get("/tasks/bad").json()["versions"][0]["quarantined"] is not None
+    assert server.generate("ab", task_id="good")["version"] == 1
+    assert server.generate("ab")["generated_text"] == "ab"
+    server.upload("bad", 3, 0.3)
+    assert server.generate("ab", task_id="bad")["version"] == 2
+
+
+def test_a_streams_failures_count_too_and_the_bare_backbone_is_never_quarantined(start: Start) -> None:
+    server = start()
+    server.upload("bad")
+    for _ in range(3):
+        server.http.post("/generate_stream", json={"inputs": "ab" + FAILING, "task_id": "bad"})
+        server.generate(FAILING, status=424)
+    assert server.generate("ab", status=424, task_id="bad")["error_type"] == "quarantined"
+    assert server.generate("ab")["generated_text"] == "ab"
+
+
+def test_what_a_tenant_used_is_written_down_by_task_and_told_to_it_alone(
+    start_guarded: Callable[..., Guarded],
+) -> None:
+    house = start_guarded(Tenant(name="acme"), Tenant(name="other"))
+    house.ask("acme/tasks", "PUT", "/tasks/poet", content=prefix_file())
+    for task_id in ("poet", "poet", None):
+        house.ask("acme/generate", "POST", "/generate", json={"inputs": "ab", "task_id": task_id})
+    house.server.services.store.usage.flush()
+    usage = {each["task_id"]: each for each in house.ask("acme/generate", "GET", "/usage").json()["usage"]}
+    assert (usage["poet"]["requests"], usage["poet"]["prompt_tokens"]) == (2, 4)
+    assert (usage["base"]["requests"], usage["base"]["generated_tokens"]) == (1, 3)
+    assert usage["base"]["seconds"] > 0
+    assert house.ask("other/generate", "GET", "/usage").json() == {"usage": []}
+    told = house.ask("other/operator", "GET", "/admin/usage?tenant=acme").json()["usage"]
+    assert {each["task_id"] for each in told} == {"poet", "base"}
+
+
+def test_changes_are_in_the_audit_log_with_who_and_when_and_no_secret(
+    start_guarded: Callable[..., Guarded], tmp_path: Path
+) -> None:
+    house = start_guarded(Tenant(name="acme"))
+    house.ask("acme/tasks", "PUT", "/tasks/poet", content=prefix_file(), headers={"x-request-id": "mine"})
+    house.ask("acme/tasks", "PATCH", "/tasks/poet", json={"config": {"prompt_template": "private {inputs}"}})
+    house.ask("acme/tasks", "DELETE", "/tasks/poet")
+    made = house.ask("acme/operator", "POST", "/admin/keys", json={"tenant": "acme", "scopes": ["tasks"]}).json()
+    text = (tmp_path / "store" / "audit.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["action"] for line in lines] == ["task.upload", "task.patch", "task.delete", "key.create"]
+    assert (lines[0]["tenant"], lines[0]["request_id"], lines[0]["version"]) == ("acme", "mine", 1)
+    assert all(line["key_id"] and line["time"] for line in lines)
+    assert "private" not in text
+    assert made["secret"] not in text
+    assert not any(key in text for key in house.keys.values())

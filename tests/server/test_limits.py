@@ -1,0 +1,175 @@
+"""How much a tenant may have: requests, tokens and uploads a minute, rows in the queue."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from batching.types import RequestError
+from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
+from server.access import LOCAL
+from server.errors import Overloaded, RateLimited
+from server.limits import Limits
+from server.room import Room
+from tests.server.conftest import Guarded, prefix_file
+from tests.server.fakes import EchoEngine, Gate
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def principal(name: str = "acme", **limits: int | None) -> Principal:
+    return Principal(
+        tenant=name,
+        scopes=frozenset(Scope),
+        key_id="k",
+        weight=1.0,
+        limits=TenantLimits(**limits),  # type: ignore[arg-type]
+    )
+
+
+def test_requests_beyond_the_minutes_are_told_when_to_come_again() -> None:
+    clock = Clock()
+    limits, acme = Limits(clock), principal(requests_per_minute=2)
+    limits.admit(acme)
+    limits.admit(acme)
+    with pytest.raises(RateLimited, match="2 requests a minute") as refused:
+        limits.admit(acme)
+    assert refused.value.retry_after == 30
+    clock.now += 30
+    limits.admit(acme)
+    limits.admit(principal("other", requests_per_minute=2))
+
+
+def test_an_idle_hour_saves_no_more_than_a_minute_up() -> None:
+    clock = Clock()
+    limits, acme = Limits(clock), principal(requests_per_minute=2)
+    limits.admit(acme)
+    clock.now += 3600
+    limits.admit(acme)
+    limits.admit(acme)
+    with pytest.raises(RateLimited):
+        limits.admit(acme)
+
+
+def test_generated_tokens_cost_twice_and_a_debt_is_paid_by_time() -> None:
+    clock = Clock()
+    limits, acme = Limits(clock), principal(tokens_per_minute=60)
+    limits.admit(acme)
+    limits.charge(acme, num_prompt_tokens=20, num_generated_tokens=40)  # 100 of 60
+    with pytest.raises(RateLimited) as refused:
+        limits.admit(acme)
+    assert refused.value.retry_after == 41
+    clock.now += 41
+    limits.admit(acme)
+
+
+def test_a_refused_request_costs_nothing() -> None:
+    clock = Clock()
+    limits, acme = Limits(clock), principal(requests_per_minute=1)
+    limits.admit(acme)
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            limits.admit(acme)
+    clock.now += 60
+    limits.admit(acme)
+
+
+def test_a_limit_of_nothing_is_never_and_a_changed_one_holds_at_once() -> None:
+    limits = Limits(Clock())
+    with pytest.raises(RateLimited) as refused:
+        limits.admit(principal(requests_per_minute=0))
+    assert refused.value.retry_after == 60
+    limits.admit(principal(requests_per_minute=1))
+
+
+def test_uploads_come_in_bursts_and_the_local_tenant_has_no_limit() -> None:
+    clock = Clock()
+    limits, acme = Limits(clock), principal(uploads_per_minute=60, upload_burst=3)
+    for _ in range(3):
+        limits.admit_upload(acme)
+    with pytest.raises(RateLimited):
+        limits.admit_upload(acme)
+    clock.now += 1
+    limits.admit_upload(acme)
+    for _ in range(1000):
+        limits.admit_upload(LOCAL)
+        limits.admit(LOCAL)
+
+
+def test_a_tenants_own_queue_is_bounded_by_twice_the_slots_or_its_limit() -> None:
+    room = Room(num_slots=4, max_rows=1000)
+    room.take("acme", 12)
+    with pytest.raises(RateLimited):
+        room.check("acme", 1, None)
+    room.check("acme", 1, 9)
+    room.check("other", 12, None)
+    with pytest.raises(RateLimited):
+        room.check("other", 5, 0)
+    with pytest.raises(RequestError):
+        room.check("other", 1001, None)
+
+
+def test_full_queues_of_others_do_not_keep_a_tenant_out() -> None:
+    room = Room(num_slots=4, max_rows=20)
+    room.take("flood", 10)
+    room.take("other flood", 10)
+    with pytest.raises(Overloaded):
+        room.check("other flood", 1, None)
+    room.check("quiet", 6, None)
+    with pytest.raises(Overloaded):
+        room.check("quiet", 7, None)
+
+
+def test_what_was_given_back_is_there_again() -> None:
+    room = Room(num_slots=1, max_rows=2)
+    room.take("acme", 2)
+    room.give_back("acme", 2)
+    assert room.num_rows == 0
+    room.check("acme", 2, None)
+
+
+def test_a_tenant_over_its_limit_is_429_before_its_prompt_is_read(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(
+        Tenant(name="few", limits=TenantLimits(requests_per_minute=1)),
+        Tenant(name="short", limits=TenantLimits(tokens_per_minute=5)),
+    )
+    for tenant, num_answered in (("few", 1), ("short", 1)):
+        for _ in range(num_answered):
+            assert house.ask(f"{tenant}/generate", "POST", "/generate", json={"inputs": "abcd"}).status_code == 200
+        refused = house.ask(f"{tenant}/generate", "POST", "/generate", content=b"not even JSON")
+        assert (refused.status_code, refused.json()["error_type"]) == (429, "rate_limited")
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_too_many_uploads_are_429(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="eager", limits=TenantLimits(uploads_per_minute=1, upload_burst=2)))
+    answers = [house.ask("eager/tasks", "PUT", "/tasks/t", content=prefix_file(3, i / 10)) for i in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 200, 429]
+    assert answers[-1].json()["error_type"] == "rate_limited"
+
+
+def test_a_flooding_tenant_is_429_and_a_quiet_one_is_queued(start_guarded: Callable[..., Guarded]) -> None:
+    gate = Gate()
+    house = start_guarded(
+        Tenant(name="flood", limits=TenantLimits(max_queued=2)),
+        Tenant(name="quiet"),
+        engine=EchoEngine(before_step=gate),
+    )
+
+    def ask(tenant: str) -> int:
+        return house.ask(f"{tenant}/generate", "POST", "/generate", json={"inputs": "ab"}).status_code
+
+    with ThreadPoolExecutor(7) as pool:
+        asked = [pool.submit(ask, "flood") for _ in range(6)]  # four slots and two that wait
+        house.server.wait_for_open_rows(6)
+        assert ask("flood") == 429
+        asked.append(pool.submit(ask, "quiet"))
+        house.server.wait_for_open_rows(7)
+        gate.open()
+        assert [each.result() for each in asked] == [200] * 7
