@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from transformers.utils.logging import disable_progress_bar
 
 from batching.engine import Engine
 from batching.gpt2 import load_backbone
@@ -66,16 +67,12 @@ def load(settings: Settings) -> Loaded:
         raise ServerStartError("no model: give --model, or set POLYPREFIX_MODEL")
     try:
         return _load(settings, settings.model)
-    except (
-        ValueError,
-        OSError,
-        RuntimeError,
-        StoreError,
-    ) as error:  # what a wrong model, device, number or disk raises
+    except (ValueError, OSError, RuntimeError, StoreError) as error:  # a wrong model, device, number or disk
         raise ServerStartError(str(error)) from error
 
 
 def _load(settings: Settings, model: str) -> Loaded:
+    disable_progress_bar()  # transformers' own, which would stand between the lines of the log
     backbone = load_backbone(model, settings.device, settings.dtype)
     tokenizer = Tokenizer.load(model, backbone.vocab_size)
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)

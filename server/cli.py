@@ -70,7 +70,7 @@ def serve(
 async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> int:
     """Serve until the end; returns the process's exit status."""
     app = create_app(settings, load)
-    with _bind(settings.host, settings.port) as listener:
+    with bind(settings.host, settings.port) as listener:
         async with app.router.lifespan_context(app):
             services: Services = app.state.services
             services.lifecycle.listen_to_signals(lambda: _give_up(services))
@@ -128,7 +128,7 @@ def _give_up(services: Services) -> None:
     services.engine.fail_all(Unavailable("the server is shutting down and could not wait longer"))
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Bound before the model is loaded, so that a taken port is told at once; nobody listens until it can answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio sets TCP_NODELAY only where the protocol is named; without it each body waits 40 ms for the head's ACK.

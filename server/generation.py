@@ -262,6 +262,6 @@ async def _note_failure(services: Services, generation: Generation) -> None:
         reason = f"{MAX_FAILURES} of its rows failed within {WITHIN / 60:g} minutes"
         services.log.error("quarantined", tenant=served.tenant, task_id=served.task_id, version=served.version)
         try:
-            await asyncio.to_thread(services.store.quarantine, served.tenant, served.task_id, served.version, reason)
+            await services.write(services.store.quarantine, served.tenant, served.task_id, served.version, reason)
         except StoreError as error:  # it was deleted meanwhile, or the disk is full: the row has failed all the same
             services.log.warning("not_quarantined", reason=str(error))

@@ -1,6 +1,9 @@
 """What every route needs, built once and handed around whole. Knows no route."""
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from fastapi import Request
 from structlog.typing import FilteringBoundLogger
@@ -16,6 +19,9 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,16 @@ class Services:
     limits: Limits
     failures: FailureWatch
     log: FilteringBoundLogger
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def write(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one of the store's writes in a thread.
+
+        They wait for each other anyway. Here they do it without a thread each: the pool has few, and prompts and first
+        uses of tasks must not wait for them behind somebody's uploads.
+        """
+        async with self._writing:
+            return await asyncio.to_thread(change, *args, **kwargs)
 
     def check_open(self, principal: Principal) -> None:
         """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""

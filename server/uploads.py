@@ -44,7 +44,6 @@ def max_upload_bytes(services: Services) -> int:
 
 async def read_file(services: Services, caller: Caller, upload: bytes) -> Candidate:
     """A safetensors file of ours or PEFT's. Raises `InvalidPrefix`, or `InvalidValue` where it cannot be compiled."""
-    services.check_open(caller.principal)
     spec = services.backbone.spec
     parsed = await asyncio.to_thread(parse, upload, spec.shape, spec.fingerprint)
     backbone_checked = "backbone" in parsed.metadata
@@ -61,7 +60,6 @@ async def read_file(services: Services, caller: Caller, upload: bytes) -> Candid
 
 async def read_text(services: Services, caller: Caller, upload: bytes, text: str) -> Candidate:
     """A fixed text; `upload` is the JSON body that held it. Raises `RequestError` where it fills the context."""
-    services.check_open(caller.principal)
     token_ids = await tokenize(services, text)
     work = Compile(secrets.token_hex(16), caller.tenant, token_ids=token_ids, weight=caller.principal.weight)
     return await _compile(services, caller, work, upload, "text", True)
@@ -93,7 +91,7 @@ async def publish(
     services: Services, caller: Caller, task_id: str, candidate: Candidate, conditions: Conditions
 ) -> Published:
     """Keep it durably and serve it from now on."""
-    published = await asyncio.to_thread(
+    published = await services.write(
         services.store.publish,
         caller.tenant,
         task_id,

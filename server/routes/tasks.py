@@ -52,6 +52,7 @@ UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUplo
 )
 async def upload(request: Request, task_id: str) -> Response:
     services, caller = services_of(request), caller_of(request)
+    services.check_open(caller.principal)  # before the body: one that has begun to come is work in flight
     services.limits.admit_upload(caller.principal)
     check_new_task_id(task_id, services.backbone.name)
     conditions = _conditions(request)
@@ -113,7 +114,7 @@ async def patch_task(request: Request, task_id: str) -> Response:
     if patch.public is not None and Scope.OPERATOR not in principal.scopes:
         raise Forbidden("only an operator may make a task public")
     if_match = _conditions(request).if_match
-    task = await asyncio.to_thread(
+    task = await services.write(
         services.store.patch,
         principal.tenant,
         task_id,
@@ -135,8 +136,8 @@ async def patch_task(request: Request, task_id: str) -> Response:
     responses=errors(401, 403, 404, 412, 422, 424, 500, 503, 507),
 )
 async def delete_task(request: Request, task_id: str) -> Response:
-    store, if_match = services_of(request).store, _conditions(request).if_match
-    await asyncio.to_thread(store.delete, principal_of(request).tenant, task_id, if_match)
+    services, if_match = services_of(request), _conditions(request).if_match
+    await services.write(services.store.delete, principal_of(request).tenant, task_id, if_match)
     await note(request, "task.delete", task_id=task_id)
     return Response(status_code=204)
 

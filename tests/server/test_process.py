@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 
 from prefix_store.formats import dump
 from server.admin_cli import admin
-from server.cli import serve
+from server.cli import bind, serve
 from tests.server.test_generate import events_of
 
 COMMAND = [sys.executable, "-m", "server.cli"]
@@ -237,3 +238,9 @@ def test_no_auth_is_refused_once_there_is_a_key(launch: Launch, tiny_model: Path
 def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:
     port = str(server.http.base_url.port)
     assert "Address already in use" in refused("--model", str(tiny_model), "--port", port)
+
+
+def test_accepted_connections_send_each_write_at_once():
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        assert listener.proto == socket.IPPROTO_TCP, "asyncio sets TCP_NODELAY only where the protocol is named"
