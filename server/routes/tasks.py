@@ -26,7 +26,8 @@ from server.http import (
     validate,
 )
 from server.openapi import errors, json_body, reference, request_body
-from server.schemas import MAX_COUNT, ConfigPatch, TaskPatch, TextUpload
+from server.parameters import check_combination, with_defaults
+from server.schemas import MAX_COUNT, ConfigPatch, GenerateParameters, TaskPatch, TextUpload
 from server.services import Services, services_of
 from server.uploads import Candidate, Conditions, max_upload_bytes, publish, read_file, read_text, try_out
 
@@ -113,6 +114,9 @@ async def patch_task(request: Request, task_id: str) -> Response:
     patch = await read_json(request, TaskPatch, services.settings.max_json_bytes)
     if patch.public is not None and Scope.OPERATOR not in principal.scopes:
         raise Forbidden("only an operator may make a task public")
+    if patch.config is not None and patch.config.parameters is not None:
+        # Defaults that contradict each other would refuse every request that says nothing.
+        check_combination(with_defaults(GenerateParameters(), patch.config.parameters.model_dump()), stream=False)
     if_match = _conditions(request).if_match
     task = await services.write(
         services.store.patch,

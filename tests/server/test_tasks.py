@@ -137,6 +137,28 @@ def test_preconditions_are_honoured(server: Running) -> None:
     assert put(server, "cas", second, if_none_match='"abc"').status_code == 422
 
 
+def test_a_config_is_patched_only_on_the_version_it_was_meant_for(server: Running) -> None:
+    etag = put(server, "cas-config", prefix_file(3, 0.1)).headers["etag"]
+    put(server, "cas-config", prefix_file(3, 0.2))
+    patch = {"config": {"description": "of version 1"}}
+    assert server.http.patch("/tasks/cas-config", json=patch, headers={"if-match": etag}).status_code == 412
+    assert server.http.get("/tasks/cas-config").json()["config"]["description"] == ""
+
+
+def test_defaults_that_contradict_each_other_are_refused(server: Running) -> None:
+    put(server, "defaults", prefix_file(3, 0.1))
+    answer = server.http.patch("/tasks/defaults", json={"config": {"parameters": {"temperature": 0.5, "num_beams": 4}}})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert server.http.get("/tasks/defaults").json()["config"]["parameters"] == {}
+
+
+def test_a_request_that_wants_no_sampling_gets_none_of_its_tasks(server: Running) -> None:
+    put(server, "warm", prefix_file(3, 0.1))
+    server.http.patch("/tasks/warm", json={"config": {"parameters": {"temperature": 0.9}}})
+    body = {"task_id": "warm", "inputs": "ab", "parameters": {"do_sample": False, "details": True}}
+    assert server.http.post("/generate", json=body).json()["details"]["seed"] is None
+
+
 def test_a_rollback_serves_the_older_version(server: Running) -> None:
     put(server, "roll", prefix_file(3, 0.1))
     put(server, "roll", prefix_file(3, 0.2))
