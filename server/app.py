@@ -25,6 +25,7 @@ from server.audit import AuditLog
 from server.bookkeeping import books_kept
 from server.failure_watch import FailureWatch
 from server.http import answer_errors
+from server.inspection import store_inspected
 from server.lifecycle import Lifecycle
 from server.limits import Limits
 from server.log import make_logger
@@ -100,6 +101,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) ->
             app.state.administration = Administration(loaded.store, audit)
             app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
             await stack.enter_async_context(books_kept(services.store, services.log))
+            await stack.enter_async_context(store_inspected(services.store, services.log))
             services.engine.start()
             stack.push_async_callback(services.engine.stop)
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)

@@ -1,0 +1,49 @@
+"""Looks for damage in the store while the server runs: names and sizes at the start, then every file's hash, slowly.
+
+Knows the store's upkeep and a clock. A damaged version is taken out of service by the store itself; here it is told.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from structlog.typing import FilteringBoundLogger
+
+from prefix_store.errors import StoreError
+from prefix_store.store import PrefixStore
+from prefix_store.upkeep import Damage
+
+PAUSE = 0.2  # seconds between two versions: reading files must not slow first uses down
+ROUND_INTERVAL = 3600.0  # seconds between two rounds
+
+END = object()
+
+
+@contextlib.asynccontextmanager
+async def store_inspected(store: PrefixStore, log: FilteringBoundLogger) -> AsyncIterator[None]:
+    """Scan before the block, and read file after file as long as it runs."""
+    for damage in await asyncio.to_thread(store.upkeep.scan):
+        _tell(damage, log)
+    inspecting = asyncio.create_task(_inspect_for_ever(store, log))
+    try:
+        yield
+    finally:
+        inspecting.cancel()
+        await asyncio.gather(inspecting, return_exceptions=True)
+
+
+async def _inspect_for_ever(store: PrefixStore, log: FilteringBoundLogger) -> None:
+    while True:
+        try:
+            found = store.upkeep.verify_each()
+            while (damage := await asyncio.to_thread(next, found, END)) is not END:
+                if isinstance(damage, Damage):
+                    _tell(damage, log)
+                await asyncio.sleep(PAUSE)
+        except StoreError as error:
+            log.warning("not_inspected", reason=str(error))
+        await asyncio.sleep(ROUND_INTERVAL)
+
+
+def _tell(damage: Damage, log: FilteringBoundLogger) -> None:
+    log.error("damaged", where=damage.where, what=damage.what)
