@@ -1,4 +1,4 @@
-"""The report that the long tests write: one JSON object of counts, where `TORTURE_REPORT` names a file for it."""
+"""The report that the long tests write: one JSON object with their counts, where `TORTURE_REPORT` names a file for it."""
 
 import json
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.report import commit, machine
+
 torch.set_num_threads(1)
 
 
@@ -17,7 +19,8 @@ def report() -> Iterator[dict[str, int]]:
     counts: dict[str, int] = {}
     yield counts
     if path := os.environ.get("TORTURE_REPORT"):
-        Path(path).write_text(json.dumps(counts, indent=2) + "\n")
+        result = {"name": "torture", "machine": machine(), "commit": commit(), "figures": counts}
+        Path(path).write_text(json.dumps(result, indent=2) + "\n")
 
 
 @pytest.fixture
