@@ -1,4 +1,4 @@
-"""The report that the long tests write: one JSON object with their counts, where `TORTURE_REPORT` names a file for it."""
+"""The report that the long tests write: one JSON object, where `TORTURE_REPORT` names a file for it."""
 
 import json
 import os
