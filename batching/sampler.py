@@ -15,7 +15,7 @@ from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
 
-# As far as float32 carries: above, a division overflows; below, it rounds everything to nothing.
+# As far as float32 carries: below, a division overflows; above, it rounds every difference to nothing.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 # A uniform of exactly 0 would find a first token of no mass.
 MIN_UNIFORM = 2.0**-60
