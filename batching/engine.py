@@ -8,30 +8,19 @@ import secrets
 import time
 
 import torch
-from torch import Tensor
 
 from batching.beams import BeamSearch
-from batching.branching import branch_rows
 from batching.checks import check_request
+from batching.choices import Choice, TokenChooser
 from batching.containment import Failure, run_contained
 from batching.fairness import FairShare
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
 from batching.model_runner import ModelRunner, RowLogits
-from batching.sampler import SamplingRow, draw_uniforms, own_logprobs, penalise, sample
+from batching.sampler import draw_uniforms, own_logprobs
 from batching.scheduler import Scheduler
 from batching.sequence import Row, RowStep, Sequence
-from batching.types import (
-    Compile,
-    Compiled,
-    FinishReason,
-    Request,
-    RequestError,
-    SamplingParams,
-    StepOutput,
-    StepStats,
-    TokenLogprob,
-)
+from batching.types import Compile, Compiled, FinishReason, Request, RequestError, StepOutput, StepStats
 
 # What a step has to say of one request
 Output = StepOutput | Compiled
@@ -60,6 +49,7 @@ class Engine:
         self.max_num_seqs = choose_num_slots(max_num_seqs, backbone.shape, self.max_model_len, dtype, device)
         self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device)
         self._runner = ModelRunner(backbone, self.cache)
+        self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
         num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
         self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
         self._sequences: dict[str, Sequence] = {}
@@ -103,7 +93,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
-        """Run one forward pass and report what it did for each request that it held."""
+        """Run one forward pass and report what it did for each request: its tokens, its end, or that it has a slot."""
         started_at = time.monotonic()
         outputs, self._aborted = self._aborted, []
         admitted = self._scheduler.admit()
@@ -119,6 +109,7 @@ class Engine:
             step.sequence.first_step = step.sequence.first_step or self._num_steps
         num_decode_tokens = sum(step.is_decode for step in steps)  # before the rows have got further
         outputs += self._commit(steps, run_contained(self._runner.execute, steps))
+        outputs += self._report_admitted(admitted, outputs)
         self.last_step = self._stats(steps, num_decode_tokens, time.monotonic() - started_at)
         return outputs
 
@@ -156,7 +147,7 @@ class Engine:
             if isinstance(result, Failure):
                 outputs.append(self._fail(sequence, result.reason))
             elif not result.is_finite:
-                outputs.append(self._fail(sequence, "the model's logits are not finite numbers"))
+                outputs.append(self._fail(sequence, "the model's logits are not finite numbers", is_finite=False))
             else:
                 completes_row = step.completes_row
                 self._read_prompt_logprobs(step, result)
@@ -168,69 +159,30 @@ class Engine:
         return outputs + self._choose_tokens(steps, completed)
 
     def _choose_tokens(self, steps: list[RowStep], completed: dict[Row, RowLogits]) -> list[Output]:
-        """The next token of every completed row: of all that sample in one call, of each beam search by itself."""
+        """Choose the next token of every sequence whose rows are completed, and report what is to be told by now."""
         sequences = [
             sequence
             for sequence in dict.fromkeys(step.sequence for step in steps)
             if sequence.request.request_id in self._sequences and sequence.rows[0] in completed
         ]
-        sampling = [sequence for sequence in sequences if sequence.beams is None]
-        searching = [sequence for sequence in sequences if sequence.beams is not None]
-
-        def sample_all(sequences: list[Sequence]) -> list[StepOutput]:
-            return self._sample(sequences, _last_logits([completed[sequence.rows[0]] for sequence in sequences]))
-
-        def search_all(sequences: list[Sequence]) -> list[list[StepOutput]]:
-            return [
-                self._search(sequence, _last_logits([completed[row] for row in sequence.rows]))
-                for sequence in sequences
-            ]
-
         outputs: list[Output] = []
-        sampled = run_contained(sample_all, sampling)
-        for sequence, output in zip(sampling, sampled, strict=True):
-            outputs.append(self._fail(sequence, output.reason) if isinstance(output, Failure) else output)
-        for sequence in searching:  # one by one: a search that has taken its step cannot be run again
-            (result,) = run_contained(search_all, [sequence])
-            outputs += [self._fail(sequence, result.reason)] if isinstance(result, Failure) else result
+        for sequence, choice in zip(sequences, self._chooser.choose(sequences, completed), strict=True):
+            if isinstance(choice, Failure):
+                outputs.append(self._fail(sequence, choice.reason))
+                continue
+            self._scheduler.charge(sequence, choice.num_tokens)
+            if choice.token_ids:
+                outputs.append(self._report(sequence, choice))
         return outputs
 
-    def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[StepOutput]:
-        """Choose the next token of each sequence from its logits `[B, V]`."""
-        rows = [_sampling_row(sequence, sequence.rows[0]) for sequence in sequences]
-        token_ids = sample(logits, rows, self.backbone.eos_token_id)
-        tokens = own_logprobs(logits, token_ids, [row.params.logprobs for row in rows])
-        outputs = []
-        for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
-            output_token_ids = sequence.rows[0].output_token_ids
-            output_token_ids.append(token_id)
-            self._scheduler.charge(sequence, 1)
-            reason = None
-            if token_id == self.backbone.eos_token_id:
-                reason = FinishReason.STOP
-            elif len(output_token_ids) == _params(sequence).max_new_tokens:
-                reason = FinishReason.LENGTH
-            outputs.append(self._report(sequence, (token_id,), () if token is None else (token,), reason))
-        return outputs
-
-    def _search(self, sequence: Sequence, logits: Tensor) -> list[StepOutput]:
-        """Take one step of a beam search over its rows' logits `[B, V]`; there is something to report at its end."""
-        beams = sequence.beams
-        assert beams is not None
-        own = logits.log_softmax(dim=-1)
-        rows = [_sampling_row(sequence, row) for row in sequence.rows]
-        log_probs = penalise(own, rows, self.backbone.eos_token_id)
-        num_logprobs = _params(sequence).logprobs
-        branches = beams.advance(log_probs, own, [row.logprobs for row in sequence.rows], num_logprobs or 0)
-        self._scheduler.charge(sequence, len(rows))
-        if not beams.is_done:
-            branch_rows(sequence, branches, self.cache)
-            return []
-        tokens = beams.finished[0].tokens
-        token_ids = tuple(token.token_id for token in tokens)
-        has_stopped = token_ids[-1] == self.backbone.eos_token_id
-        reason = FinishReason.STOP if has_stopped else FinishReason.LENGTH
-        return [self._report(sequence, token_ids, () if num_logprobs is None else tokens, reason)]
+    def _report_admitted(self, admitted: list[Sequence], outputs: list[Output]) -> list[Output]:
+        """That a request has left the queue, of those of which the step's `outputs` do not say more."""
+        reported = {output.request_id for output in outputs}
+        return [
+            self._report_without_tokens(sequence)
+            for sequence in admitted
+            if isinstance(sequence.request, Request) and sequence.request.request_id not in reported
+        ]
 
     def _read_prompt_logprobs(self, step: RowStep, result: RowLogits) -> None:
         """Keep the log-probability of each prompt token that the step's logits foretell."""
@@ -250,46 +202,50 @@ class Engine:
         self._forget(sequence)
         return Compiled(sequence.request.request_id, past_key_values)
 
-    def _report(
-        self,
-        sequence: Sequence,
-        token_ids: tuple[int, ...],
-        logprobs: tuple[TokenLogprob, ...],
-        reason: FinishReason | None,
-    ) -> StepOutput:
+    def _report(self, sequence: Sequence, choice: Choice) -> StepOutput:
         prompt_logprobs, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
-        if reason is not None:
+        if choice.finish_reason is not None:
             self._forget(sequence)
         return StepOutput(
             request_id=sequence.request.request_id,
-            new_token_ids=token_ids,
-            logprobs=logprobs,
+            new_token_ids=choice.token_ids,
+            logprobs=choice.logprobs,
             prompt_logprobs=prompt_logprobs,
-            finish_reason=reason,
+            finish_reason=choice.finish_reason,
             step=self._num_steps,
             first_step=sequence.first_step,
             admitted_at=sequence.admitted_at,
         )
 
-    def _fail(self, sequence: Sequence, reason: str) -> Output:
-        """End a sequence with an error, and leave nothing of it in its slots: they may hold non-finite numbers."""
-        for slot in sequence.slots:
-            self.cache.clear(slot)
-        return self._end(sequence, FinishReason.ERROR, reason)
-
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str) -> Output:
-        """End a sequence that has no more tokens to say: it failed, or nobody waits for it."""
-        self._forget(sequence)
-        if isinstance(sequence.request, Compile):
-            return Compiled(sequence.request.request_id, error=error)
+    def _report_without_tokens(
+        self,
+        sequence: Sequence,
+        reason: FinishReason | None = None,
+        error: str | None = None,
+        is_finite: bool = True,
+    ) -> StepOutput:
         return StepOutput(
             request_id=sequence.request.request_id,
             finish_reason=reason,
             error=error,
+            is_finite=is_finite,
             step=self._num_steps,
             first_step=sequence.first_step,
             admitted_at=sequence.admitted_at,
         )
+
+    def _fail(self, sequence: Sequence, reason: str, is_finite: bool = True) -> Output:
+        """End a sequence with an error, and leave nothing of it in its slots: they may hold non-finite numbers."""
+        for slot in sequence.slots:
+            self.cache.clear(slot)
+        return self._end(sequence, FinishReason.ERROR, reason, is_finite)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str, is_finite: bool = True) -> Output:
+        """End a sequence that has no more tokens to say: it failed, or nobody waits for it."""
+        self._forget(sequence)
+        if isinstance(sequence.request, Compile):
+            return Compiled(sequence.request.request_id, error=error)
+        return self._report_without_tokens(sequence, reason, error, is_finite)
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
@@ -306,30 +262,6 @@ class Engine:
             num_free_slots=self.num_free_slots,
             seconds=seconds,
         )
-
-
-def _params(sequence: Sequence) -> SamplingParams:
-    assert isinstance(sequence.request, Request)
-    return sequence.request.sampling_params
-
-
-def _sampling_row(sequence: Sequence, row: Row) -> SamplingRow:
-    request = sequence.request
-    assert isinstance(request, Request)
-    num_output_tokens = len(row.output_token_ids)
-    uniform = sequence.uniforms[num_output_tokens] if sequence.uniforms else 0.0
-    has_penalty = request.sampling_params.repetition_penalty != 1.0
-    seen = (*request.prompt_token_ids, *row.output_token_ids) if has_penalty else ()
-    return SamplingRow(request.sampling_params, num_output_tokens, uniform, seen)
-
-
-def _last_logits(results: list[RowLogits]) -> Tensor:
-    """Each row's logits after its last token, `[B, V]`; no copy in the common step, whose rows have nothing else."""
-    batch = results[0].batch
-    if any(result.batch is not batch for result in results):
-        return torch.stack([result.own[-1] for result in results])
-    last = [result.end - 1 for result in results]
-    return batch if last == list(range(len(batch))) else batch[last]
 
 
 def _prefix_revision(sequence: Sequence) -> str | None:

@@ -152,10 +152,12 @@ class TokenLogprob:
 class StepOutput:
     """What one step did for one request.
 
-    A step may report no new token (a failed or aborted request). The end-of-text token that ended a row is reported
-    as its last token. With beams everything is reported at the end, in one output.
-    `logprobs` matches `new_token_ids` when asked for, else is empty. `prompt_logprobs`, in the first output when asked
+    A step may report no new token: of a request that has only been admitted, that failed or that was aborted. The
+    end-of-text token that ended a row is reported as its last token. With beams all tokens are reported at the end.
+    `logprobs` matches `new_token_ids` when asked for, else is empty. `prompt_logprobs`, with the first token when asked
     for, has one entry for each prompt token but the first.
+    `is_finite`: False where the request failed because the backbone's own numbers for it, before its sampling
+    parameters play a part, were infinite or NaN: its prefix does that, or the backbone.
     `step` counts forward passes from the engine's start; `admitted_at` and `first_step` say when this request
     left the queue (monotonic seconds) and the first step that held it.
     """
@@ -166,6 +168,7 @@ class StepOutput:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    is_finite: bool = True
     step: int = 0
     first_step: int = 0
     admitted_at: float = 0.0

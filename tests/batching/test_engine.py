@@ -63,6 +63,12 @@ def test_a_rows_tokens_do_not_depend_on_its_neighbours():
     assert [tokens(row) for row in outputs] == ALONE
 
 
+def test_slots_begin_as_zeros():
+    cache = make_engine(MODEL).cache
+    assert not cache.keys.any()
+    assert not cache.values.any()
+
+
 def test_nan_in_free_slots_and_large_numbers_above_live_rows_change_nothing():
     engine = make_engine(MODEL, 6)
     poison(engine)
@@ -124,6 +130,7 @@ def test_a_row_whose_prefix_gives_non_finite_logits_fails_alone():
     assert failed.finish_reason is FinishReason.ERROR
     assert failed.error is not None
     assert "finite" in failed.error
+    assert not failed.is_finite
     assert [tokens(row) for row in outputs[:-1]] == ALONE
     assert engine.cache.keys.isfinite().all()
     assert engine.cache.values.isfinite().all()
@@ -142,6 +149,7 @@ def test_a_row_that_makes_the_forward_raise_fails_alone():
     engine._runner.execute = fail_for_the_culprit  # type: ignore[method-assign]
     outputs = run(engine, [*a_crowd(), culprit])
     assert outputs[-1][0].finish_reason is FinishReason.ERROR
+    assert outputs[-1][0].is_finite
     assert [tokens(row) for row in outputs[:-1]] == ALONE
     assert engine.num_free_slots == 8
 
@@ -310,9 +318,26 @@ def test_a_beam_whose_search_raises_fails_alone():
 
 def test_beams_report_the_likeliest_tokens_when_asked():
     (outputs,) = run(make_engine(MODEL), [ask((1, 2, 3), num_beams=3, max_new_tokens=6, logprobs=4)])
-    (output,) = outputs
+    admission, output = outputs
+    assert (admission.new_token_ids, admission.finish_reason) == ((), None)
     assert [token.token_id for token in output.logprobs] == list(output.new_token_ids)
     assert all(len(token.top) == 4 for token in output.logprobs)
+
+
+def test_a_request_that_leaves_the_queue_is_reported_at_once_and_only_then():
+    engine = make_engine(MODEL, max_num_seqs=2)
+    beams, waiting = ask((1, 2), num_beams=2, max_new_tokens=4, min_new_tokens=4), ask((3,), max_new_tokens=1)
+    for request in (beams, waiting):
+        engine.add_request(request)
+    (admission,) = engine.step()
+    assert admission.request_id == beams.request_id
+    assert (admission.new_token_ids, admission.finish_reason, admission.error) == ((), None, None)
+    assert admission.admitted_at > 0
+    assert [engine.step(), engine.step()] == [[], []]
+    (answer,) = engine.step()
+    assert (answer.request_id, len(answer.new_token_ids)) == (beams.request_id, 4)
+    (answer,) = engine.step()
+    assert (answer.request_id, len(answer.new_token_ids)) == (waiting.request_id, 1)
 
 
 @pytest.mark.parametrize(
