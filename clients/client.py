@@ -22,6 +22,8 @@ from clients.retries import Retries
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = TypeVar("Transport")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 CONNECT_SECONDS = 5.0
@@ -54,7 +56,29 @@ class Verb(Generic[P, T]):
         return method
 
 
-class Verbs:
+class BaseClient(Generic[Http, Transport]):
+    """What both clients are made from, and their verbs. `transport` is httpx's."""
+
+    _make_http: Callable[..., Http]
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float = ANSWER_SECONDS,
+        retries: Retries = Retries(),  # noqa: B008 - frozen
+        transport: Transport | None = None,
+    ) -> None:
+        self._retries = retries
+        self._http: Http = self._make_http(
+            base_url=checked_url(base_url),
+            headers={} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"},
+            # No limit on the wait for one of our own connections: the server's queue decides who is refused.
+            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
+            transport=transport,
+        )
+
     generate = Verb(calls.generate)
     upload = Verb(calls.upload)
     upload_text = Verb(calls.upload_text)
@@ -70,25 +94,15 @@ class Verbs:
     metrics = Verb(calls.metrics)
 
 
-class Client(Verbs):
+class Client(BaseClient[httpx.Client, httpx.BaseTransport]):
     """Talks to one server; a context manager, and safe to share between threads.
 
     `timeout` is how many seconds may pass without a byte. Raises `ApiError` where the server says no,
     `ConnectionFailed` where none answers, `UnexpectedAnswer` where something else does, `InvalidRequest`,
-    `InvalidTaskId` and `InvalidUrl` where there is nothing to send. `transport` is httpx's.
+    `InvalidTaskId` and `InvalidUrl` where there is nothing to send.
     """
 
-    def __init__(
-        self,
-        base_url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout: float = ANSWER_SECONDS,
-        retries: Retries = Retries(),  # noqa: B008 - frozen
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self._retries = retries
-        self._http = httpx.Client(transport=transport, **http_options(base_url, api_key, timeout))
+    _make_http = httpx.Client
 
     def stream(self, task: str | None, inputs: str, **parameters: Any) -> Iterator[StreamEvent]:
         """As `generate`, token by token. The request goes out with the first `next`, which is where refusals raise."""
@@ -129,20 +143,10 @@ class Client(Verbs):
         self.close()
 
 
-class AsyncClient(Verbs):
+class AsyncClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """`Client` for asyncio; one client carries any number of requests at once."""
 
-    def __init__(
-        self,
-        base_url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout: float = ANSWER_SECONDS,
-        retries: Retries = Retries(),  # noqa: B008 - frozen
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._retries = retries
-        self._http = httpx.AsyncClient(transport=transport, **http_options(base_url, api_key, timeout))
+    _make_http = httpx.AsyncClient
 
     async def stream(self, task: str | None, inputs: str, **parameters: Any) -> AsyncIterator[StreamEvent]:
         """As `Client.stream`. To leave early, wrap it in `contextlib.aclosing`: that closes the connection at once."""
@@ -181,15 +185,6 @@ class AsyncClient(Verbs):
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
-
-
-def http_options(base_url: str, api_key: str | None, timeout: float) -> dict[str, Any]:
-    """No limit on the wait for one of our own connections: the server's queue decides who is refused."""
-    return {
-        "base_url": checked_url(base_url),
-        "headers": {} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"},
-        "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
-    }
 
 
 def checked_url(base_url: str) -> httpx.URL:
