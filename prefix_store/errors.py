@@ -6,6 +6,14 @@ The caller's mistakes: `InvalidPrefix`, `InvalidTaskId`, `UnknownTask`, `Unknown
 `CorruptRecord`, `Quarantined`, and `StoreInUse` and `SchemaTooNew` at opening.
 """
 
+MAX_SHOWN = 64
+
+
+def shown(text: str) -> str:
+    """What somebody sent, as far as an error repeats it: escaped, so on one line, and at most 64 characters."""
+    escaped = ascii(text)[1:-1]
+    return escaped if len(escaped) <= MAX_SHOWN else escaped[: MAX_SHOWN - 1] + "…"
+
 
 class StoreError(Exception):
     """The root of the tree; never raised itself."""
@@ -21,13 +29,13 @@ class InvalidTaskId(StoreError):
 
 class UnknownTask(StoreError):
     def __init__(self, task_id: str) -> None:
-        super().__init__(f"no task {task_id!r}")
+        super().__init__(f"no task '{shown(task_id)}'")
         self.task_id = task_id
 
 
 class UnknownVersion(StoreError):
     def __init__(self, task_id: str, version: int) -> None:
-        super().__init__(f"task {task_id!r} has no version {version}")
+        super().__init__(f"task '{shown(task_id)}' has no version {version}")
         self.task_id = task_id
         self.version = version
 
@@ -37,7 +45,7 @@ class StaleVersion(StoreError):
 
     def __init__(self, task_id: str, version: int, made_for: str, served: str) -> None:
         super().__init__(
-            f"version {version} of task {task_id!r} was uploaded for the backbone {made_for[:12]}…, "
+            f"version {version} of task '{shown(task_id)}' was uploaded for the backbone {made_for[:12]}…, "
             f"this server runs {served[:12]}…: train it again on this backbone and upload that"
         )
         self.task_id = task_id
@@ -48,7 +56,8 @@ class PreconditionFailed(StoreError):
     """`If-Match` or `If-None-Match` did not hold; `actual` is the served version's sha256, None where no task is."""
 
     def __init__(self, expected: str, actual: str | None) -> None:
-        super().__init__(f"expected {expected}, found {actual or 'no task'}: somebody else changed it, look again")
+        found = actual or "no task"
+        super().__init__(f"expected {shown(expected)}, found {found}: somebody else changed it, look again")
         self.expected = expected
         self.actual = actual
 
@@ -66,7 +75,7 @@ class QuotaExceeded(StoreError):
 
 class PublicNameTaken(StoreError):
     def __init__(self, task_id: str, owner: str) -> None:
-        super().__init__(f"{task_id!r} is already public as a task of {owner!r}; one name means one public task")
+        super().__init__(f"'{shown(task_id)}' is already public as a task of {owner!r}; one name means one public task")
         self.task_id = task_id
         self.owner = owner
 
@@ -77,19 +86,19 @@ class InvalidTenant(StoreError):
 
 class UnknownTenant(StoreError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"no tenant {name!r}")
+        super().__init__(f"no tenant '{shown(name)}'")
         self.name = name
 
 
 class TenantExists(StoreError):
     def __init__(self, name: str) -> None:
-        super().__init__(f"there is a tenant {name!r} already")
+        super().__init__(f"there is a tenant '{shown(name)}' already")
         self.name = name
 
 
 class UnknownKey(StoreError):
     def __init__(self, key_id: str) -> None:
-        super().__init__(f"no API key {key_id!r}")
+        super().__init__(f"no API key '{shown(key_id)}'")
         self.key_id = key_id
 
 
@@ -136,7 +145,8 @@ class Quarantined(StoreError):
 
     def __init__(self, task_id: str, version: int, reason: str) -> None:
         super().__init__(
-            f"version {version} of task {task_id!r} is quarantined ({reason}): upload it again or serve another version"
+            f"version {version} of task '{shown(task_id)}' is quarantined ({reason}): "
+            "upload it again or serve another version"
         )
         self.task_id = task_id
         self.version = version

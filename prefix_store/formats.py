@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from prefix_store.errors import InvalidPrefix
+from prefix_store.errors import InvalidPrefix, shown
 from prefix_store.header import ITEM_BYTES, MAX_HEADER_BYTES, Header, read_header
 from prefix_store.prefix import BackboneShape, Prefix, PromptEmbeddings
 
@@ -94,14 +94,14 @@ def _kind(header: Header, shape: BackboneShape) -> str:
             "(prompt_embeddings * (prefix_task_cols[i] @ prefix_task_rows[i]), saved as prompt_embeddings)"
         )
     raise InvalidPrefix(
-        f"{len(names)} tensors {reprlib.repr(names)}; expected one, named past_key_values or prompt_embeddings"
+        f"{len(names)} tensors {shown(reprlib.repr(names))}; expected one, named past_key_values or prompt_embeddings"
     )
 
 
 def _native_kind(header: Header, shape: BackboneShape) -> str:
     if header.metadata.get("format") != NATIVE_FORMAT:
-        found = header.metadata.get("format", "")[:40]
-        raise InvalidPrefix(f"past_key_values with the metadata format {found!r}; expected {NATIVE_FORMAT!r}")
+        found = shown(header.metadata.get("format", ""))
+        raise InvalidPrefix(f"past_key_values with the metadata format '{found}'; expected {NATIVE_FORMAT!r}")
     found_shape = header.tensors["past_key_values"].shape
     num_virtual_tokens = found_shape[2] if len(found_shape) == 5 else 0
     if found_shape != (shape.n_layer, 2, num_virtual_tokens, shape.n_head, shape.head_dim):
@@ -137,7 +137,7 @@ def _check_backbone(metadata: Mapping[str, str], fingerprint: str | None) -> Non
     made_for = metadata.get("backbone")
     if fingerprint is not None and made_for is not None and made_for != fingerprint:
         raise InvalidPrefix(
-            f"made for the backbone {made_for[:12]!r}…; this one is {fingerprint[:12]!r}…: "
+            f"made for the backbone '{shown(made_for[:12])}…'; this one is {fingerprint[:12]!r}…: "
             "a prefix works only on the weights it was trained on"
         )
 
@@ -161,4 +161,4 @@ def _check_values(tensor: Tensor) -> None:
 
 
 def _written(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join(str(size) for size in shape) + "]"
+    return shown(str(list(shape)))

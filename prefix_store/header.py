@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn, TypeGuard
 
-from prefix_store.errors import InvalidPrefix
+from prefix_store.errors import InvalidPrefix, shown
 
 MAX_HEADER_BYTES = 64 * 1024
 MAX_RANK = 5  # that of past_key_values; PEFT's tensors have two
@@ -92,7 +92,7 @@ def _metadata(value: object) -> dict[str, str]:
         raise InvalidPrefix("__metadata__ must be an object of strings")
     for key, text in value.items():
         if not isinstance(text, str) or not _is_unicode(key + text):
-            raise InvalidPrefix(f"the metadata {reprlib.repr(key)} must be a string of Unicode text")
+            raise InvalidPrefix(f"the metadata '{shown(key)}' must be a string of Unicode text")
     return value
 
 
@@ -102,21 +102,21 @@ def _is_unicode(text: str) -> bool:
 
 
 def _tensor_entry(name: str, value: object) -> TensorEntry:
-    label = f"tensor {reprlib.repr(name)}"
+    label = f"tensor '{shown(name)}'"
     if not _is_unicode(name):
         raise InvalidPrefix(f"{label}: the name must be Unicode text")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidPrefix(f"{label}: expected dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise InvalidPrefix(f"{label}: dtype {reprlib.repr(dtype)}, expected one of {', '.join(ITEM_BYTES)}")
+        raise InvalidPrefix(f"{label}: dtype {shown(reprlib.repr(dtype))}, expected one of {', '.join(ITEM_BYTES)}")
     if not _are_counts(shape) or not 1 <= len(shape) <= MAX_RANK or 0 in shape:
-        raise InvalidPrefix(f"{label}: shape {reprlib.repr(shape)}, expected 1 to {MAX_RANK} positive integers")
+        raise InvalidPrefix(f"{label}: shape {shown(reprlib.repr(shape))}, expected 1 to {MAX_RANK} positive integers")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise InvalidPrefix(f"{label}: data_offsets {reprlib.repr(offsets)}, expected two integers")
+        raise InvalidPrefix(f"{label}: data_offsets {shown(reprlib.repr(offsets))}, expected two integers")
     entry = TensorEntry(dtype, tuple(shape), start=offsets[0], end=offsets[1])
     if entry.end - entry.start != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise InvalidPrefix(f"{label}: its data_offsets do not span what {dtype} {reprlib.repr(shape)} needs")
+        raise InvalidPrefix(f"{label}: its data_offsets do not span what {dtype} {shown(reprlib.repr(shape))} needs")
     return entry
 
 

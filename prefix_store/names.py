@@ -2,9 +2,8 @@
 
 import hashlib
 import re
-import reprlib
 
-from prefix_store.errors import InvalidTaskId
+from prefix_store.errors import InvalidTaskId, shown
 
 RESERVED_TASK_IDS = frozenset({"base", "tgi"})  # both mean the bare backbone, in our dialect and in others
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -19,7 +18,7 @@ def check_task_id(task_id: str) -> None:
     """Raise `InvalidTaskId` unless `task_id` can be a task's id."""
     if not is_task_id(task_id):
         raise InvalidTaskId(
-            f"{reprlib.repr(task_id)} is no task id: expected 1 to 128 letters, digits, '.', '_' or '-', "
+            f"'{shown(task_id)}' is no task id: expected 1 to 128 letters, digits, '.', '_' or '-', "
             "the first a letter or a digit"
         )
 
@@ -28,7 +27,7 @@ def check_new_task_id(task_id: str, backbone_name: str) -> None:
     """As `check_task_id`, and refuse the names that already mean the bare backbone."""
     check_task_id(task_id)
     if task_id in RESERVED_TASK_IDS or task_id == backbone_name:
-        raise InvalidTaskId(f"{task_id!r} means the bare backbone, so no task can have that name")
+        raise InvalidTaskId(f"'{shown(task_id)}' means the bare backbone, so no task can have that name")
 
 
 def tenant_folder(tenant: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from sqlalchemy import Connection, and_, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
 from prefix_store.database import Database
 from prefix_store.errors import CorruptRecord, PreconditionFailed, PublicNameTaken, Quarantined, StaleVersion
@@ -92,6 +92,11 @@ class Registry:
                 break
             after = rows[-1].task_id
         return found
+
+    def count(self, tenant: str) -> int:
+        """How many tasks the tenant may use, damaged records included."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(func.count()).select_from(tasks).where(_is_visible(tenant))) or 0
 
     def served(self, tenant: str, task_id: str) -> tuple[str, TaskVersion, TaskConfig]:
         """What a request for the task gets, and whose it is: the tenant's own or public. Raises `UnknownTask`."""
@@ -197,10 +202,7 @@ class Registry:
         return damaged + [CorruptRecord("versions", key_of(tasks, row._mapping)) for row in incomplete]
 
     def _page(self, tenant: str, limit: int, after: str | None) -> tuple[Sequence[AnyRow], VersionRows]:
-        own = tasks.alias()
-        hidden = exists().where(own.c.tenant == tenant, own.c.task_id == tasks.c.task_id)
-        visible = or_(tasks.c.tenant == tenant, and_(tasks.c.public, ~hidden))
-        page = select(tasks).where(visible).order_by(tasks.c.task_id).limit(limit)
+        page = select(tasks).where(_is_visible(tenant)).order_by(tasks.c.task_id).limit(limit)
         if after is not None:
             page = page.where(tasks.c.task_id > after)
         by_task: VersionRows = defaultdict(list)
@@ -239,6 +241,13 @@ class Registry:
     def _whole_task(self, connection: Connection, task: AnyRow) -> Task:
         rows = connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version))
         return task_of(task, rows, self._fingerprint)
+
+
+def _is_visible(tenant: str) -> ColumnElement[bool]:
+    """The tenant's own tasks, and the public ones that none of its own hides."""
+    own = tasks.alias()
+    hidden = exists().where(own.c.tenant == tenant, own.c.task_id == tasks.c.task_id)
+    return or_(tasks.c.tenant == tenant, and_(tasks.c.public, ~hidden))
 
 
 def _check_match(if_match: str | None, served_sha256: str | None) -> None:

@@ -151,6 +151,10 @@ class PrefixStore:
             check_task_id(after)
         return self._registry.tasks(tenant, limit, after)
 
+    def count(self, tenant: str) -> int:
+        """How many tasks `tasks` has for the tenant in all; here damaged records count."""
+        return self._registry.count(tenant)
+
     def upload_bytes(self, tenant: str, task_id: str, version: int | None = None) -> tuple[bytes, TaskVersion]:
         """What was uploaded to the tenant's own task, byte for byte: as the served version or as `version`.
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from enum import StrEnum
 
-from prefix_store.errors import InvalidTenant
+from prefix_store.errors import InvalidTenant, shown
 
 LOCAL_TENANT = "default"  # whose everything is as long as no key was ever made
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -55,11 +55,11 @@ class Tenant:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise InvalidTenant(
-                f"{self.name!r} is no tenant's name: expected 1 to 128 letters, digits, '.', '_' or '-', "
+                f"'{shown(self.name)}' is no tenant's name: expected 1 to 128 letters, digits, '.', '_' or '-', "
                 "the first a letter or a digit"
             )
         if not (math.isfinite(self.weight) and self.weight > 0):
-            raise InvalidTenant(f"the weight of {self.name!r} is {self.weight}; expected a number above 0")
+            raise InvalidTenant(f"the weight of '{shown(self.name)}' is {self.weight}; expected a number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

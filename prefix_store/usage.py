@@ -4,14 +4,15 @@ Knows counters and one table. Knows nothing of requests or of who is billed.
 """
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from threading import Lock
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from prefix_store.database import Database
+from prefix_store.records import AnyRow
 from prefix_store.schema import usage, usage_flushes
 
 Day = tuple[str, str, str]  # tenant, task_id, the day in UTC (ISO 8601)
@@ -81,26 +82,17 @@ class UsageLedger:
             found = found.where(usage.c.task_id == task_id)
         with self._database.reading() as connection:
             rows = connection.execute(found).all()
-        return [
-            DailyUsage(
-                row.task_id,
-                date.fromisoformat(row.day),
-                Usage(
-                    requests=row.requests,
-                    prompt_tokens=row.prompt_tokens,
-                    generated_tokens=row.generated_tokens,
-                    seconds=row.seconds,
-                ),
-            )
-            for row in rows
-        ]
+        return [DailyUsage(row.task_id, date.fromisoformat(row.day), _usage_of(row)) for row in rows]
 
-    def by_task(self, tenant: str) -> dict[str, Usage]:
-        """What was flushed, of all days."""
-        totals: dict[str, Usage] = {}
-        for of_day in self.by_day(tenant):
-            totals[of_day.task_id] = totals.get(of_day.task_id, Usage()) + of_day.usage
-        return totals
+    def by_task(self, tenant: str, task_ids: Collection[str] | None = None) -> dict[str, Usage]:
+        """What was flushed, of all days; of these tasks, or of all. One that was not used is left out."""
+        sums = [func.sum(usage.c[counter.name]).label(counter.name) for counter in fields(Usage)]
+        found = select(usage.c.task_id, *sums).where(usage.c.tenant == tenant).group_by(usage.c.task_id)
+        if task_ids is not None:
+            found = found.where(usage.c.task_id.in_(task_ids))
+        with self._database.reading() as connection:
+            rows = connection.execute(found).all()
+        return {row.task_id: _usage_of(row) for row in rows}
 
     def _write(self) -> None:
         with self._database.writing() as connection:
@@ -118,6 +110,15 @@ class UsageLedger:
         of_this = update(usage_flushes).where(usage_flushes.c.ledger == self._name)
         if not connection.execute(of_this.values(number=self._number)).rowcount:
             connection.execute(insert(usage_flushes).values(ledger=self._name, number=self._number))
+
+
+def _usage_of(row: AnyRow) -> Usage:
+    return Usage(
+        requests=int(row.requests),  # PostgreSQL sums integers as decimals
+        prompt_tokens=int(row.prompt_tokens),
+        generated_tokens=int(row.generated_tokens),
+        seconds=row.seconds,
+    )
 
 
 def _increase(connection: Connection, tenant: str, task_id: str, day: str, used: Usage) -> None:

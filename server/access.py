@@ -5,13 +5,15 @@ Knows keys and scopes. Knows nothing of what the routes do, and never learns a t
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from prefix_store.errors import Unauthorized
+from prefix_store.principals import MAX_SECONDS
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import LOCAL_TENANT, Principal, Scope, TenantLimits
 from server.errors import Forbidden
@@ -28,14 +30,23 @@ LOCAL = Principal(
 
 
 class Access:
-    """Proves keys. `nobody` is whom a request without a key comes from; None where a key is needed."""
+    """Proves keys. `nobody` is whom a request without a key comes from; None where a key is needed.
 
-    def __init__(self, tenants: TenantRegistry | None, nobody: Principal | None) -> None:
+    Once `tenants` holds a key, whoever made it, there is no nobody any more: within two seconds, as a revoked key is
+    refused. Without `tenants` there never are keys.
+    """
+
+    def __init__(
+        self, tenants: TenantRegistry | None, nobody: Principal | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._tenants = tenants
         self.nobody = nobody
+        self._clock = clock
+        self._open_until = 0.0
 
     async def principal(self, authorization: str | None) -> Principal:
         """Raises `Unauthorized`. A key that was not seen within the last two seconds is looked up in a thread."""
+        await self._look_for_keys()
         if self.nobody is not None:
             return self.nobody
         scheme, _, secret = (authorization or "").partition(" ")
@@ -43,6 +54,15 @@ class Access:
             raise Unauthorized
         remembered = self._tenants.remembered(secret)
         return await asyncio.to_thread(self._tenants.authenticate, secret) if remembered is None else remembered
+
+    async def _look_for_keys(self) -> None:
+        """Where none were two seconds ago, look again. A registry that cannot say leaves nothing open: it raises."""
+        now = self._clock()
+        if self.nobody is None or self._tenants is None or now < self._open_until:
+            return
+        if await asyncio.to_thread(self._tenants.has_keys):
+            self.nobody = None
+        self._open_until = now + MAX_SECONDS
 
 
 class Needs(SecurityBase):

@@ -93,6 +93,18 @@ class ConfigAnswer(BaseModel):
     parameters: dict[str, object]
 
 
+class TaskUsageAnswer(BaseModel):
+    """What the caller's tenant used of a task, on all days; it is written down every few seconds.
+
+    `seconds` is how long rows ran, all of them added up.
+    """
+
+    requests: int
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+
+
 class TaskAnswer(BaseModel):
     """`public`: whether every tenant may use it. `quarantined` says why a version was taken out of service."""
 
@@ -102,6 +114,7 @@ class TaskAnswer(BaseModel):
     created_at: datetime
     versions: list[VersionAnswer]
     config: ConfigAnswer
+    usage: TaskUsageAnswer
 
 
 class TasksAnswer(BaseModel):

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from structlog.typing import FilteringBoundLogger
 from transformers.utils.logging import disable_progress_bar
 
 from batching.engine import Engine
@@ -36,6 +37,7 @@ from server.routes import admin, generate, operations, tasks
 from server.services import BackboneFacts, Services
 from server.settings import Settings
 from server.text import Tokenizer
+from server.upload_room import UploadRoom
 
 ROUTERS = (generate.router, tasks.router, operations.router, admin.router)
 
@@ -87,8 +89,13 @@ def _load(settings: Settings, model: str) -> Loaded:
     return Loaded(facts, engine, tokenizer, store, has_keys)
 
 
-def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) -> FastAPI:
-    """The ASGI application. Its lifespan loads the model and starts the engine, and ends both."""
+def create_app(
+    settings: Settings, load: Callable[[Settings], Loaded] = load, log: FilteringBoundLogger | None = None
+) -> FastAPI:
+    """The ASGI application. Its lifespan loads the model and starts the engine, and ends both.
+
+    `log` is by default a logger on the standard error stream.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -96,7 +103,7 @@ def create_app(settings: Settings, load: Callable[[Settings], Loaded] = load) ->
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, loaded.store.close)
             check_exposure(settings, loaded.has_keys)
-            services = app.state.services = _connect(settings, loaded)
+            services = app.state.services = _connect(settings, loaded, log or make_logger())
             audit = AuditLog.of(settings.store, services.log)
             app.state.administration = Administration(loaded.store, audit)
             app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
@@ -135,8 +142,7 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
         )
 
 
-def _connect(settings: Settings, loaded: Loaded) -> Services:
-    log = make_logger()
+def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> Services:
     lifecycle = Lifecycle(log, settings.drain_notice, settings.drain_timeout)
     metrics = Metrics(loaded.store)
     engine = AsyncEngine(
@@ -155,6 +161,7 @@ def _connect(settings: Settings, loaded: Loaded) -> Services:
         metrics=metrics,
         lifecycle=lifecycle,
         limits=Limits(),
+        upload_room=UploadRoom(settings.max_open_upload_bytes),
         failures=FailureWatch(),
         log=log,
     )

@@ -72,7 +72,7 @@ class AsyncEngine:
     ) -> None:
         """`on_pulse` is called on the event loop after each step, `on_death` once, when the engine cannot go on."""
         self._engine = engine
-        self._room = Room(engine.max_num_seqs, max_open_rows)
+        self.room = Room(engine.max_num_seqs, max_open_rows)
         self._stall_timeout = stall_timeout
         self._on_pulse = on_pulse
         self._on_death = on_death
@@ -92,14 +92,6 @@ class AsyncEngine:
     def max_num_seqs(self) -> int:
         return self._engine.max_num_seqs
 
-    @property
-    def max_open_rows(self) -> int:
-        return self._room.max_rows
-
-    @property
-    def num_open_rows(self) -> int:
-        return self._room.num_rows
-
     def start(self) -> None:
         self._thread.start()
 
@@ -118,7 +110,7 @@ class AsyncEngine:
         """Raise as `Room.check` where there is no room for the tenant, `Unavailable` where the engine is dead."""
         if self._death is not None:
             raise Unavailable(self._death)
-        self._room.check(tenant, num_rows, max_queued)
+        self.room.check(tenant, num_rows, max_queued)
 
     def check(self, work: Work) -> None:
         """Raise `RequestError` if this can never be served."""
@@ -134,7 +126,7 @@ class AsyncEngine:
         self.check_room(work.tenant, num_rows, max_queued)
         mailbox = Mailbox(work.request_id, work.tenant, num_rows)
         self._mailboxes[work.request_id] = mailbox
-        self._room.take(work.tenant, num_rows)
+        self.room.take(work.tenant, num_rows)
         self._inbox.put(work)
         self._watch_over()
         try:
@@ -153,7 +145,7 @@ class AsyncEngine:
         """False if it was forgotten before: its last letter has come."""
         known = self._mailboxes.pop(mailbox.request_id, None) is not None
         if known:
-            self._room.give_back(mailbox.tenant, mailbox.num_rows)
+            self.room.give_back(mailbox.tenant, mailbox.num_rows)
         return known
 
     def _deliver(self, pulse: Pulse) -> None:

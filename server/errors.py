@@ -72,6 +72,10 @@ class GenerationFailed(ServerError):
     """The engine failed this row, and this row only."""
 
 
+class NotFinite(GenerationFailed):
+    """The backbone's numbers for the row were infinite or NaN: that is its prefix, whatever the request asked for."""
+
+
 class Overloaded(ServerError):
     def __init__(self, num_open: int, max_open: int) -> None:
         super().__init__(f"{num_open} rows are running or waiting, and at most {max_open} may; try again")

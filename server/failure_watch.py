@@ -1,6 +1,11 @@
-"""Notices versions whose rows fail again and again, so that they can be taken out of service.
+"""Notices versions that fail rows again and again, so that they can be taken out of service.
 
-Knows versions and a clock. Knows nothing of why a row failed; is told of failures that are the row's own only.
+Counted are failures that are the version's own: the backbone's numbers were not finite behind its prefix, which a sound
+prefix never does, whatever prompt follows. Not counted is what a request may have brought about itself: a pass or a
+choice of tokens that raised, memory that ran out, a deadline, a client that left. So nobody who may use a public task
+can take it from the others. (A damaged file is no matter of counting: the store's inspection quarantines its version.)
+
+Knows versions and a clock.
 """
 
 import time

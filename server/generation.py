@@ -10,13 +10,13 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from batching.types import Compiled, Request, StepOutput
+from batching.types import Compiled, Request
 from prefix_store.errors import InvalidTaskId, StoreError
 from prefix_store.names import RESERVED_TASK_IDS, check_task_id
 from prefix_store.tasks import Served
 from prefix_store.usage import Usage
 from server.caller import Caller
-from server.errors import DeadlinePassed, GenerationFailed, InvalidValue, NoSuchTask, ServerError
+from server.errors import DeadlinePassed, InvalidValue, NoSuchTask, NotFinite, ServerError
 from server.failure_watch import MAX_FAILURES, WITHIN
 from server.mailboxes import Letter, Mailbox
 from server.parameters import check_combination, sampling_params, with_defaults
@@ -60,15 +60,14 @@ class Patience:
     Made when the work is queued: how slowly its body came is not the engine's time.
     """
 
-    def __init__(self, services: Services, mailbox: Mailbox, is_silent: bool = False) -> None:
-        """`is_silent`: nothing comes before the end (beams), so that waiting cannot be told from working."""
+    def __init__(self, services: Services, mailbox: Mailbox) -> None:
         queued_at = time.monotonic()
         self._mailbox = mailbox
         self._interval = services.settings.keep_alive_interval
         self._queue_timeout = services.settings.queue_timeout
         self._request_timeout = services.settings.request_timeout
         self._gives_up_at = queued_at + self._request_timeout
-        self._queued_until = self._gives_up_at if is_silent else queued_at + self._queue_timeout
+        self._queued_until = queued_at + self._queue_timeout
 
     async def take(self) -> list[Letter]:
         """What has come; nothing where a keep-alive is due. Raises `DeadlinePassed`."""
@@ -78,7 +77,7 @@ class Patience:
         if now >= self._queued_until:
             raise DeadlinePassed(f"the request waited longer than {self._queue_timeout:g} s for a slot")
         letters = await self._mailbox.take(min(self._interval, self._gives_up_at - now, self._queued_until - now))
-        if letters:
+        if letters:  # the first one comes with the slot, if only to say so
             self._queued_until = self._gives_up_at
         return letters
 
@@ -193,7 +192,7 @@ async def run_streaming(services: Services, generation: Generation, row: Row) ->
                 except ServerError as error:
                     if tokens:
                         yield tokens  # what came before the failure is not lost with it
-                    if isinstance(error, GenerationFailed):
+                    if isinstance(error, NotFinite):
                         await _note_failure(services, generation)
                     raise
                 yield tokens
@@ -208,13 +207,12 @@ def new_row(services: Services, generation: Generation) -> Row:
 
 async def _read_all(services: Services, generation: Generation, mailbox: Mailbox) -> Row:
     row = new_row(services, generation)
-    has_beams = (generation.parameters.num_beams or 1) > 1
-    patience = Patience(services, mailbox, is_silent=has_beams)
+    patience = Patience(services, mailbox)
     try:
         while row.finish_reason is None:
             for letter in await patience.take():
                 _read(services, generation, row, letter)
-    except GenerationFailed:
+    except NotFinite:
         await _note_failure(services, generation)
         raise
     finally:
@@ -226,17 +224,14 @@ def _read(services: Services, generation: Generation, row: Row, letter: Letter) 
     assert not isinstance(letter, Compiled), "an answer to Compile in a request's mailbox"
     if row.finish_reason is not None:
         return []
-    is_first = row.admitted_at is None
+    was_queued, was_silent = row.admitted_at is None, not row.tokens
     tokens = row.read(letter)
-    if is_first:
-        _observe_first(services, generation, letter)
-    return tokens
-
-
-def _observe_first(services: Services, generation: Generation, output: StepOutput) -> None:
     arrived_at = generation.caller.arrived_at
-    services.metrics.queue_seconds.observe(max(0.0, output.admitted_at - arrived_at))
-    services.metrics.first_token_seconds.observe(time.monotonic() - arrived_at)
+    if was_queued:
+        services.metrics.queue_seconds.observe(max(0.0, letter.admitted_at - arrived_at))
+    if was_silent and tokens:
+        services.metrics.first_token_seconds.observe(time.monotonic() - arrived_at)
+    return tokens
 
 
 def _account(services: Services, generation: Generation, row: Row) -> None:
@@ -256,7 +251,7 @@ def _account(services: Services, generation: Generation, row: Row) -> None:
 
 
 async def _note_failure(services: Services, generation: Generation) -> None:
-    """A row failed by itself: the third time within ten minutes its version is served no more."""
+    """Its version has failed a row: the third time within ten minutes it is served no more."""
     served = generation.served
     if served is not None and services.failures.note(served):
         reason = f"{MAX_FAILURES} of its rows failed within {WITHIN / 60:g} minutes"

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from prefix_store.errors import shown
 from server.errors import (
     ERRORS,
     BadRequest,
@@ -28,6 +29,7 @@ from server.errors import (
     message_of,
 )
 
+METHOD_NOT_ALLOWED = 405
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 T = TypeVar("T")
@@ -65,7 +67,13 @@ def answer_errors(app: FastAPI) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return error_response(error, request_id_of(request))
+    response = error_response(error, request_id_of(request))
+    if response.status_code == METHOD_NOT_ALLOWED:
+        # The router knows the methods of the first route of this path only.
+        path = getattr(request.scope.get("route"), "path", None)
+        methods = request.app.openapi()["paths"].get(path, ())
+        response.headers["allow"] = ", ".join(map(str.upper, methods)) or response.headers["allow"]
+    return response
 
 
 def content_type_of(request: Request) -> str | None:
@@ -76,11 +84,18 @@ def content_type_of(request: Request) -> str | None:
     return None if given is None else given.partition(";")[0].strip().lower()
 
 
+def max_body_bytes(request: Request, max_bytes: int) -> int:
+    """How many bytes the body may have: its Content-Length, else all that is read of one. Raises `TooLarge`."""
+    declared = request.headers.get("content-length", "")
+    num_bytes = int(declared) if declared.isdecimal() else max_bytes
+    if num_bytes > max_bytes:
+        raise TooLarge(max_bytes)
+    return num_bytes
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. Raises `TooLarge` from its Content-Length alone, or as soon as too much has come."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise TooLarge(max_bytes)
+    max_body_bytes(request, max_bytes)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
@@ -145,7 +160,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 
 def _describe(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{'.'.join(map(str, problem['loc']))[:100] or 'body'}: {problem['msg']}" for problem in problems)
+    return "; ".join(f"{shown('.'.join(map(str, problem['loc']))) or 'body'}: {problem['msg']}" for problem in problems)
 
 
 def _finite(literal: str) -> float:

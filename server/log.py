@@ -7,8 +7,9 @@ import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 
-def make_logger(stream: TextIO = sys.stderr) -> FilteringBoundLogger:
-    """A logger of its own; structlog's global configuration is left alone."""
+def make_logger(stream: TextIO | None = None) -> FilteringBoundLogger:
+    """A logger of its own, by default on the standard error stream; structlog's global configuration is left alone."""
+    stream = stream or sys.stderr
     common: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

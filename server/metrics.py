@@ -43,6 +43,7 @@ class Metrics:
         self.request_seconds = self._histogram(
             "request_seconds", "From the request to the end of its answer", SLOW_SECONDS
         )
+        self.streams = self._counter("streams", "Streams that had begun, by their end", "outcome")
         self.queue_seconds = self._histogram("queue_seconds", "From the request to its slot", SLOW_SECONDS)
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From the request to its first token", SLOW_SECONDS

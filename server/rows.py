@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batching.types import FinishReason, StepOutput, TokenLogprob
-from server.errors import GenerationFailed, Unavailable
+from server.errors import GenerationFailed, NotFinite, Unavailable
 from server.text import Detokenizer, StopStrings, Tokenizer, earliest
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
@@ -28,7 +28,7 @@ class Token:
 class Row:
     """Grows with every step's output, until it has a `finish_reason`: `eos_token`, `length` or `stop_sequence`.
 
-    A row of a beam search reports everything at once; a stop string only cuts its text.
+    A row of a beam search reports all its tokens at once; a stop string only cuts its text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], has_beams: bool = False) -> None:
@@ -55,10 +55,12 @@ class Row:
     def read(self, output: StepOutput) -> list[Token]:
         """Take in one output and return its tokens, up to the one that ended the row.
 
-        Raises `GenerationFailed` where the engine failed this row, `Unavailable` where it gave it up.
+        Raises `GenerationFailed`, `NotFinite` among it, where the engine failed this row, `Unavailable` where it gave
+        it up.
         """
         if output.finish_reason is FinishReason.ERROR:
-            raise GenerationFailed(output.error or "the engine failed this row")
+            failure = GenerationFailed if output.is_finite else NotFinite
+            raise failure(output.error or "the engine failed this row")
         if output.finish_reason is FinishReason.ABORT:
             raise Unavailable("the engine gave this request up")
         self.admitted_at = output.admitted_at

@@ -19,6 +19,7 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
+from server.upload_room import UploadRoom
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Services:
     metrics: Metrics
     lifecycle: Lifecycle
     limits: Limits
+    upload_room: UploadRoom
     failures: FailureWatch
     log: FilteringBoundLogger
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -1,6 +1,7 @@
 """The generate routes: one JSON object, a list of one, or server-sent events; the task in the body or in the path."""
 
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -83,8 +84,14 @@ async def _stream(request: Request, services: Services, generation: Generation) 
     events = _events(services, generation, row)
     first = await unless_disconnected(request, _first(events))
     headers = {**headers_of(generation), **queue_header(generation, row)}
-    rest = _with_error_event(services, generation, first, events)
-    return EventStream(rest, headers, services.settings.reader_stall_timeout)
+    return EventStream(
+        first,
+        events,
+        headers,
+        error_event=partial(_last_event, services, generation),
+        on_end=lambda outcome: services.metrics.streams.labels(outcome).inc(),
+        reader_stall_timeout=services.settings.reader_stall_timeout,
+    )
 
 
 async def _events(services: Services, generation: Generation, row: Row) -> AsyncGenerator[bytes, None]:
@@ -115,18 +122,9 @@ async def _first(events: AsyncGenerator[bytes, None]) -> bytes:
     raise AssertionError("a row that ended without a token and without an error")
 
 
-async def _with_error_event(
-    services: Services, generation: Generation, first: bytes, events: AsyncGenerator[bytes, None]
-) -> AsyncGenerator[bytes, None]:
-    """The stream after its 200: what goes wrong now is its last event."""
+def _last_event(services: Services, generation: Generation, error: Exception) -> bytes:
+    """What goes wrong after the 200 is told by the stream's last event."""
     request_id = generation.caller.request_id
-    try:
-        yield first
-        async for piece in events:
-            yield piece
-    except Exception as error:
-        if kind_of(error) is INTERNAL:
-            services.log.error("stream_failed", request_id=request_id, exc_info=error)
-        yield error_event(error, request_id)
-    finally:
-        await events.aclose()
+    if kind_of(error) is INTERNAL:
+        services.log.error("stream_failed", request_id=request_id, exc_info=error)
+    return error_event(error, request_id)

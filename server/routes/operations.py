@@ -8,7 +8,6 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from prefix_store.errors import StoreError
-from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope
 from server.access import Needs, principal_of
 from server.admin_schemas import UsageAnswer, daily_usage
@@ -20,8 +19,6 @@ from server.schemas import MAX_BEST_OF, MAX_STOP_STRINGS, TokenizeBody
 from server.services import Services, services_of
 
 router = APIRouter(tags=["operations"])
-
-PAGE = 1000
 
 
 @router.get("/health", responses={200: {"model": StatusAnswer}, **errors(503)})
@@ -57,7 +54,7 @@ async def ping() -> Response:
 @router.get("/info", dependencies=[Depends(Needs())], responses={200: {"model": InfoAnswer}, **errors(401, 500, 503)})
 async def info(request: Request) -> Response:
     services = services_of(request)
-    num_tasks = await asyncio.to_thread(_num_tasks, services.store, principal_of(request).tenant)
+    num_tasks = await asyncio.to_thread(services.store.count, principal_of(request).tenant)
     return JSONResponse(_info(services, num_tasks).model_dump())
 
 
@@ -111,7 +108,7 @@ def _info(services: Services, num_tasks: int) -> InfoAnswer:
         model_sha=backbone.spec.fingerprint,
         model_dtype=backbone.dtype_name,
         model_device_type=backbone.device_name.partition(":")[0],
-        max_concurrent_requests=engine.max_open_rows,
+        max_concurrent_requests=engine.room.max_rows,
         max_best_of=MAX_BEST_OF,
         max_stop_sequences=MAX_STOP_STRINGS,
         max_input_length=engine.max_model_len - 1,
@@ -123,11 +120,3 @@ def _info(services: Services, num_tasks: int) -> InfoAnswer:
         backbone=backbone.name,
         fingerprint=backbone.spec.fingerprint,
     )
-
-
-def _num_tasks(store: PrefixStore, tenant: str) -> int:
-    num_tasks, page = 0, store.tasks(tenant, PAGE)
-    while page:
-        num_tasks += len(page)
-        page = store.tasks(tenant, PAGE, page[-1].task_id)
-    return num_tasks

@@ -12,13 +12,22 @@ from pydantic import BaseModel
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
 from prefix_store.tenants import Scope
+from prefix_store.usage import Usage
 from server.access import Needs, principal_of
 from server.administration import note
-from server.answer_schemas import ConfigAnswer, TaskAnswer, TasksAnswer, UploadAnswer, VersionAnswer
+from server.answer_schemas import (
+    ConfigAnswer,
+    TaskAnswer,
+    TasksAnswer,
+    TaskUsageAnswer,
+    UploadAnswer,
+    VersionAnswer,
+)
 from server.caller import Caller, caller_of
 from server.errors import Forbidden, InvalidValue, UnsupportedMediaType
 from server.http import (
     content_type_of,
+    max_body_bytes,
     parse_json,
     read_body,
     read_json,
@@ -54,12 +63,13 @@ UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUplo
 async def upload(request: Request, task_id: str) -> Response:
     services, caller = services_of(request), caller_of(request)
     services.check_open(caller.principal)  # before the body: one that has begun to come is work in flight
-    services.limits.admit_upload(caller.principal)
-    check_new_task_id(task_id, services.backbone.name)
-    conditions = _conditions(request)
-    candidate = await _read_candidate(request, services, caller)
-    await unless_disconnected(request, try_out(services, caller, candidate))
-    published = await publish(services, caller, task_id, candidate, conditions)
+    with services.upload_room.taken(max_body_bytes(request, max_upload_bytes(services))):
+        services.limits.admit_upload(caller.principal)
+        check_new_task_id(task_id, services.backbone.name)
+        conditions = _conditions(request)
+        candidate = await _read_candidate(request, services, caller)
+        await unless_disconnected(request, try_out(services, caller, candidate))
+        published = await publish(services, caller, task_id, candidate, conditions)
     version = published.version
     await note(request, "task.upload", task_id=task_id, version=version.version, sha256=version.sha256)
     return _uploaded(task_id, published)
@@ -69,9 +79,8 @@ async def upload(request: Request, task_id: str) -> Response:
 async def list_tasks(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
 ) -> Response:
-    store, tenant = services_of(request).store, principal_of(request).tenant
-    tasks = await asyncio.to_thread(store.tasks, tenant, limit + 1, after)
-    page = [_task(task) for task in tasks[:limit]]
+    tasks = await asyncio.to_thread(services_of(request).store.tasks, principal_of(request).tenant, limit + 1, after)
+    page = await _with_usage(request, tasks[:limit])
     return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
 
 
@@ -82,7 +91,7 @@ async def list_tasks(
 )
 async def read_task(request: Request, task_id: str) -> Response:
     task = await asyncio.to_thread(services_of(request).store.task, principal_of(request).tenant, task_id)
-    return _task_response(task)
+    return await _task_response(request, task)
 
 
 @router.get(
@@ -130,7 +139,7 @@ async def patch_task(request: Request, task_id: str) -> Response:
     changes = {name: getattr(patch, name) for name in ("version", "public") if getattr(patch, name) is not None}
     config = sorted(patch.config.model_fields_set) if patch.config is not None else []  # a template is not told
     await note(request, "task.patch", task_id=task_id, **changes, config=config)
-    return _task_response(task)
+    return await _task_response(request, task)
 
 
 @router.delete(
@@ -205,7 +214,13 @@ def _uploaded(task_id: str, published: Published) -> Response:
     return _json(answer, 201 if published.created_task else 200, etag=version.sha256)
 
 
-def _task(task: Task) -> TaskAnswer:
+async def _with_usage(request: Request, tasks: list[Task]) -> list[TaskAnswer]:
+    ledger, tenant = services_of(request).store.usage, principal_of(request).tenant
+    used = await asyncio.to_thread(ledger.by_task, tenant, [task.task_id for task in tasks])
+    return [_task(task, used.get(task.task_id, Usage())) for task in tasks]
+
+
+def _task(task: Task, used: Usage) -> TaskAnswer:
     config = ConfigAnswer(
         description=task.config.description,
         prompt_template=task.config.prompt_template,
@@ -218,11 +233,13 @@ def _task(task: Task) -> TaskAnswer:
         created_at=task.created_at,
         versions=[VersionAnswer.model_validate(version, from_attributes=True) for version in task.versions],
         config=config,
+        usage=TaskUsageAnswer.model_validate(used, from_attributes=True),
     )
 
 
-def _task_response(task: Task) -> Response:
-    return _json(_task(task), etag=task.served.sha256)
+async def _task_response(request: Request, task: Task) -> Response:
+    (answer,) = await _with_usage(request, [task])
+    return _json(answer, etag=task.served.sha256)
 
 
 def _json(answer: BaseModel, status: int = 200, etag: str | None = None) -> Response:

@@ -84,6 +84,7 @@ def test_a_page_holds_ones_own_tasks_and_the_public_ones(shared: PrefixStore) ->
     for task_id in ("clerk", "zoo"):
         publish(shared, task_id, tenant="zeta")
     publish(shared, "secret", tenant="acme")
+    assert shared.count("zeta") == 3
     first = shared.tasks("zeta", limit=2)
     assert [(task.tenant, task.task_id) for task in first] == [("zeta", "clerk"), ("acme", "poet")]
     assert [task.task_id for task in shared.tasks("zeta", limit=2, after="poet")] == ["zoo"]

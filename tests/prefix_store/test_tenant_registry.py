@@ -1,5 +1,6 @@
 """Who a key proves, for how long, and that one that is not good says nothing of why."""
 
+import hmac
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -150,6 +151,23 @@ def test_a_key_that_nobody_has_takes_the_same_steps_as_one_that_was_revoked(
         steps.append(list(statements))
     assert steps[0] == steps[1] == steps[2]
     assert len(steps[0]) >= 2
+
+
+def test_secrets_are_compared_in_constant_time(registry: TenantRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    compared: list[bool] = []
+    compare = hmac.compare_digest
+
+    def compare_and_note(one: str, other: str) -> bool:
+        compared.append(compare(one, other))
+        return compared[-1]
+
+    monkeypatch.setattr(hmac, "compare_digest", compare_and_note)
+    registry.authenticate(secret)
+    for wrong in (secret[:-1] + ("0" if secret[-1] != "0" else "1"), "pp_zzzzzzzz_" + "0" * 64, "no key"):
+        with pytest.raises(Unauthorized):
+            registry.authenticate(wrong)
+    assert compared == [True, False, False, False]
 
 
 def test_a_proved_key_is_remembered_for_two_seconds(registry: TenantRegistry, database: Database, clock: Clock) -> None:

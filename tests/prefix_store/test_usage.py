@@ -34,6 +34,7 @@ def test_usage_is_told_by_tenant_task_and_day_once_it_is_flushed(database: Datab
     assert [(day.task_id, day.usage) for day in ledger.by_day("acme", "poet")] == [("poet", TWO)]
     assert abs((ledger.by_day("zeta")[0].day - datetime.now(UTC).date()).days) <= 1
     assert ledger.by_task("nobody") == {}
+    assert ledger.by_task("acme", ["poet", "unused"]) == {"poet": TWO}
 
 
 def test_usage_adds_up_over_flushes_and_starts(database: Database) -> None:

@@ -1,6 +1,7 @@
 """A server around the hand-written engine, on a real port, in a thread of this process."""
 
 import asyncio
+import io
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from server.app import Loaded, create_app
 from server.cli import Server, uvicorn_config
+from server.log import make_logger
 from server.services import BackboneFacts, Services
 from server.settings import Settings
 from server.text import Tokenizer
@@ -31,7 +33,7 @@ FINGERPRINT = "f" * 64
 
 @dataclass
 class Running:
-    """A server that answers at `http`; `on_loop` runs something on its event loop."""
+    """A server that answers at `http` and writes its `log`; `on_loop` runs something on its event loop."""
 
     http: httpx.Client
     engine: EchoEngine
@@ -39,6 +41,7 @@ class Running:
     server: Server
     loop: asyncio.AbstractEventLoop
     port: int
+    log: io.StringIO
 
     def on_loop(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.loop.call_soon_threadsafe(function, *arguments)
@@ -51,8 +54,8 @@ class Running:
     def wait_for_open_rows(self, num_rows: int) -> None:
         """Returns when exactly so many rows are queued or running, as the event loop sees it."""
         deadline = time.monotonic() + 20
-        while self.services.engine.num_open_rows != num_rows:
-            assert time.monotonic() < deadline, f"{self.services.engine.num_open_rows} rows are open"
+        while self.services.engine.room.num_rows != num_rows:
+            assert time.monotonic() < deadline, f"{self.services.engine.room.num_rows} rows are open"
             time.sleep(0.002)
 
     def upload(self, task_id: str, num_virtual_tokens: int = 3, value: float = 0.25) -> dict[str, Any]:
@@ -81,7 +84,8 @@ def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]
 @contextmanager
 def running(directory: Path, backend: Backend, engine: EchoEngine, **settings: Any) -> Iterator[Running]:
     chosen = Settings(store=directory, port=0, **settings)
-    app = create_app(chosen, loader(backend, engine))
+    log = io.StringIO()
+    app = create_app(chosen, loader(backend, engine), make_logger(log))
     started: list[Any] = []
     is_up = threading.Event()
 
@@ -110,9 +114,9 @@ def running(directory: Path, backend: Backend, engine: EchoEngine, **settings: A
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False) as http:
-            yield Running(http, engine, services, server, loop, port)
+            yield Running(http, engine, services, server, loop, port, log)
     finally:
-        if isinstance(engine.before_step, Gate):
+        if isinstance(getattr(engine, "before_step", None), Gate):
             engine.before_step.open()  # also after a test that failed
         server.should_exit = True
         thread.join(20)

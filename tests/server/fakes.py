@@ -25,7 +25,9 @@ from prefix_store.prefix import BackboneShape
 
 SHAPE = BackboneShape(n_layer=2, n_head=4, head_dim=8, n_positions=128)
 EOS = 256
-FAILING = b"\x07"[0]  # a row fails when this token is its next one
+FAILING = b"\x07"[0]  # a row's numbers are not finite when this token is its next one
+RAISING = b"\x06"[0]  # a row's pass raises when this token is its next one
+FAULTS = {FAILING: "the model gave numbers that are not finite", RAISING: "RuntimeError: no"}
 
 
 class Gate:
@@ -52,10 +54,14 @@ class Gate:
     def open(self) -> None:
         self.allow(10**9)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the engine stands at the gate and has used up its steps."""
+        return self._num_waiting > 0 and self._allowed == 0
+
     def wait_until_held(self) -> None:
-        """Returns when the engine stands at the gate and has used up its steps."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self._num_waiting > 0 and self._allowed == 0, timeout=20)
+            assert self._changed.wait_for(lambda: self.is_held, timeout=20)
 
 
 @dataclass
@@ -148,7 +154,7 @@ class EchoEngine:
         reason = FinishReason.STOP if token_id == EOS else None
         if reason is None and row.num_done == params.max_new_tokens:
             reason = FinishReason.LENGTH
-        if token_id == FAILING:
+        if token_id in FAULTS:
             reason = FinishReason.ERROR
         if reason is not None:
             self.running.remove(row)
@@ -163,7 +169,8 @@ class EchoEngine:
             if params.prompt_logprobs
             else (),
             finish_reason=reason,
-            error="the model gave numbers that are not finite" if failed else None,
+            error=FAULTS[token_id] if failed else None,
+            is_finite=token_id != FAILING,
             step=self.num_steps,
             first_step=row.first_step,
             admitted_at=row.admitted_at,

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-import io
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ import pytest
 from fastapi.routing import APIRoute
 from tokenizers import Tokenizer as Backend
 
+from prefix_store.database import Database, sqlite_url
+from prefix_store.errors import Unauthorized
 from prefix_store.prefix import BackboneSpec
+from prefix_store.principals import MAX_SECONDS
 from prefix_store.store import PrefixStore
+from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import Scope, Tenant, TenantLimits
-from server.access import Needs, is_loopback
+from server.access import LOCAL, Access, Needs, is_loopback
 from server.app import ROUTERS, ServerStartError, check_exposure, create_app
-from server.log import make_logger
 from server.settings import Settings
 from tests.server.conftest import FINGERPRINT, Guarded, Running, guarded, loader, prefix_file
 from tests.server.fakes import SHAPE, EchoEngine, Gate
@@ -234,13 +237,54 @@ def test_a_server_without_keys_serves_this_machine_only_unless_told_so_in_words(
         check_exposure(Settings(no_auth=True), has_keys=True)
 
 
-def test_a_server_without_auth_says_so_at_every_start(
-    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+def test_a_server_without_auth_says_so_at_every_start(start: Callable[..., Running]) -> None:
+    server = start(no_auth=True)
+    assert server.generate("ab")["generated_text"] == "ab"
+    assert '"event": "no_auth", "level": "warning"' in server.log.getvalue()
+
+
+def test_a_first_key_that_is_made_elsewhere_closes_an_open_server(
+    start: Callable[..., Running], tmp_path: Path
 ) -> None:
-    written = io.StringIO()
-    monkeypatch.setattr("server.app.make_logger", lambda: make_logger(written))
-    assert start(no_auth=True).generate("ab")["generated_text"] == "ab"
-    assert '"event": "no_auth", "level": "warning"' in written.getvalue()
+    server = start()
+    assert server.http.get("/tasks").status_code == 200
+    elsewhere = Database(sqlite_url(tmp_path / "store" / "registry.sqlite3"))
+    tenants = TenantRegistry(elsewhere)
+    tenants.add_tenant(ACME)
+    _, secret = tenants.create_key("acme", [Scope.TASKS])
+    made_at = asked_at = time.monotonic()
+    while server.http.get("/tasks").status_code == 200:
+        assert asked_at < made_at + MAX_SECONDS, "a request that was asked later still got in"
+        asked_at = time.monotonic()
+    for path in ("/tasks", "/metrics"):
+        assert server.http.get(path).status_code == 401
+    assert server.http.get("/tasks", headers={"authorization": f"Bearer {secret}"}).status_code == 200
+    elsewhere.close()
+
+
+class CountedRegistry(TenantRegistry):
+    num_looks = 0
+
+    def has_keys(self) -> bool:
+        self.num_looks += 1
+        return super().has_keys()
+
+
+def test_an_open_server_looks_for_keys_every_two_seconds_and_not_at_every_request(tmp_path: Path) -> None:
+    now = 100.0
+    with contextlib.closing(Database(sqlite_url(tmp_path / "registry.sqlite3"))) as database:
+        tenants = CountedRegistry(database)
+        access = Access(tenants, LOCAL, clock=lambda: now)
+        assert [asyncio.run(access.principal(None)) for _ in range(100)] == [LOCAL] * 100
+        assert tenants.num_looks == 1
+        tenants.add_tenant(ACME)
+        tenants.create_key("acme", [Scope.TASKS])
+        assert asyncio.run(access.principal(None)) is LOCAL
+        now += MAX_SECONDS
+        for _ in range(2):
+            with pytest.raises(Unauthorized):
+                asyncio.run(access.principal(None))
+        assert tenants.num_looks == 2
 
 
 def test_which_addresses_are_this_machines_own() -> None:

@@ -10,14 +10,23 @@ import socket
 import struct
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import event
+from tokenizers import Tokenizer as Backend
+from transformers import GPT2LMHeadModel
 
+from batching.engine import Engine
+from batching.gpt2 import Backbone
 from prefix_store.formats import dump
+from prefix_store.tenants import Scope, Tenant
+from tests.server.conftest import Guarded, Running, guarded, prefix_file, running
+from tests.server.fakes import EchoEngine
 from tests.server.test_process import Process, launcher
 
 JSON = {"content-type": "application/json"}
@@ -28,18 +37,25 @@ ZEROS = b"\0" * NUM_BYTES
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server has its store and its log."""
+    return tmp_path_factory.mktemp("bad")
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, directory: Path) -> Iterator[Process]:
     """With short deadlines, so that the slow are told so soon."""
-    with launcher(tiny_model, tmp_path_factory.mktemp("bad")) as launch:
+    with launcher(tiny_model, directory) as launch:
         yield launch(BODY_TIMEOUT="0.5", HEADER_TIMEOUT="0.5")
 
 
 @pytest.fixture(autouse=True)
-def serves_on(server: Process) -> Iterator[None]:
-    """After every test, whatever it sent, the server answers."""
+def serves_on(server: Process, directory: Path) -> Iterator[None]:
+    """After every test, whatever it sent, the server answers, and nothing of it is kept."""
     yield
     assert server.http.get("/health").status_code == 200
     assert server.http.get("/tasks/bad").status_code == 404
+    assert not list((directory / "store").glob("*/*.tmp"))
 
 
 def file(header: Any, body: bytes = ZEROS, num_header_bytes: int | None = None) -> bytes:
@@ -96,7 +112,17 @@ UPLOADS = {
     "shape [0, 2^62, 2^62]": one(shape=[0, 2**62, 2**62], data_offsets=[0, 0], body=b""),
     **{
         f"dtype {name}": of_dtype(name, bits)
-        for name, bits in {"F4": 4, "F6_E2M3": 6, "F8_E4M3": 8, "F64": 64, "C64": 64, "BOOL": 8, "I32": 32}.items()
+        for name, bits in {
+            "F4": 4,
+            "F6_E2M3": 6,
+            "F6_E3M2": 6,
+            "F8_E4M3": 8,
+            "F8_E5M2": 8,
+            "F64": 64,
+            "C64": 64,
+            "BOOL": 8,
+            "I32": 32,
+        }.items()
     },
     "one NaN": with_value(float("nan")),
     "one Inf": with_value(float("inf")),
@@ -111,7 +137,7 @@ UPLOADS = {
     "name with NUL": one("past_key_values\0"),
     "empty name": one(""),
     "rank 10,000": one(shape=[1] * 10_000),
-    "200,000 tensors": file(b"{" + b",".join(b'"%d":{}' % i for i in range(6_000)) + b"}"),
+    "6,000 tensors": file(b"{" + b",".join(b'"%d":{}' % i for i in range(6_000)) + b"}"),
     "pickle": pickle.dumps({"past_key_values": [0.0] * 10}),
     "zip": an_archive(),
     "GGUF": b"GGUF\x03\0\0\0" + b"\0" * 100,
@@ -130,6 +156,24 @@ def test_a_file_that_is_no_prefix_is_422_and_nothing_is_kept(server: Process, bo
 def test_a_wrong_hash_is_422(server: Process) -> None:
     answer = server.http.put("/tasks/bad", content=kv(), headers={"x-content-sha256": "0" * 64})
     assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+
+
+def test_200_000_tensors_are_more_than_any_prefix_is_413(server: Process) -> None:
+    body = file(b"{" + b",".join(b'"%d":{}' % i for i in range(200_000)) + b"}")
+    answer = server.http.put("/tasks/bad", content=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "too_large")
+
+
+def test_an_upload_that_says_that_it_is_too_large_is_413_before_it_comes(server: Process) -> None:
+    status, answer = exchange(server, request("PUT", "/tasks/bad", b"", length=10**9))
+    assert (status, json.loads(answer)["error_type"]) == (413, "too_large")
+
+
+def test_an_upload_that_ends_too_early_is_not_kept(server: Process, directory: Path) -> None:
+    with connected(server) as connection:
+        connection.sendall(request("PUT", "/tasks/bad", kv()[:-10], length=len(kv())))
+    assert server.http.get("/tasks/bad").status_code == 404
+    assert not list((directory / "store").glob("*/*"))
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -182,8 +226,17 @@ def test_a_bad_name_in_a_body_is_404(server: Process) -> None:
         assert len(answer.json()["error"]) < 300
 
 
+def test_the_log_is_one_object_a_line_whatever_the_names_were(server: Process, directory: Path) -> None:
+    for name in NAMES:
+        exchange(server, request("GET", f"/tasks/{name}", b""))
+    lines = (directory / "log").read_text().splitlines()
+    assert lines
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
 PARAMETERS = {
     **{f"max_new_tokens {value}": f'"max_new_tokens": {value}' for value in (0, -1, 10**9, "true", '"5"', 1.5)},
+    "max_new_tokens of 4,000 digits": f'"max_new_tokens": {"9" * 4_000}',
     "context + 1": '"max_new_tokens": 128',
     "NaN": '"temperature": NaN',
     "Infinity": '"temperature": Infinity',
@@ -222,7 +275,12 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "a prompt over 32 KiB": (b'{"inputs": "' + b"a" * (32 << 10) + b'a"}', 422),
     "31 KiB of a": (b'{"inputs": "' + b"a" * (31 << 10) + b'"}', 422),
     "a 5,000-digit integer": (b'{"inputs": "a", "parameters": {"seed": ' + b"9" * 5_000 + b"}}", 400),
+    "max_new_tokens of 5,000 digits": (
+        b'{"inputs": "a", "parameters": {"max_new_tokens": ' + b"9" * 5_000 + b"}}",
+        400,
+    ),
     "100,000 deep": (b"[" * 100_000, 400),
+    "100,000 deep in a field": (b'{"inputs": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
     "truncated": (b'{"inputs": "a', 400),
     "empty": (b"", 400),
     "UTF-16": ('{"inputs": "a"}'.encode("utf-16"), 400),
@@ -237,6 +295,16 @@ def test_a_body_that_means_nothing_is_refused(server: Process, body: bytes, stat
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "error_type"}
     assert time.monotonic() - started_at < 10
+
+
+def test_prefix_and_prompt_and_new_tokens_fill_the_context_and_no_more(server: Process) -> None:
+    assert server.http.put("/tasks/three", content=kv()).status_code == 201
+    ask = {"inputs": "a", "task_id": "three"}
+    for max_new_tokens, status in ((124, 200), (125, 422)):
+        body = {**ask, "parameters": {"max_new_tokens": max_new_tokens}}
+        assert server.http.post("/generate", json=body).status_code == status
+    assert server.http.delete("/tasks/three").status_code == 204
+    assert server.http.post("/generate", json=ask).status_code == 404, "a deleted task is an unknown one"
 
 
 def test_text_plain_is_415(server: Process) -> None:
@@ -315,10 +383,115 @@ def test_what_is_no_http_is_400_or_cut_off(server: Process, sent: bytes) -> None
     assert exchange(server, sent, closes=True)[0] in (400, None)
 
 
-def test_the_same_request_id_twice_is_answered_twice(server: Process) -> None:
-    for _ in range(2):
+def test_the_same_request_id_at_the_same_time_is_answered_twice(server: Process) -> None:
+    def ask(_: int) -> tuple[int, str]:
         answer = server.http.post("/generate", json={"inputs": "a"}, headers={"x-request-id": "same"})
-        assert (answer.status_code, answer.headers["x-request-id"]) == (200, "same")
+        return answer.status_code, answer.headers["x-request-id"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(ask, range(8))) == {(200, "same")}
+
+
+def test_finite_numbers_that_overflow_on_this_backbone_are_422_after_a_trial_run(
+    tmp_path: Path, tiny_model: Path, byte_tokenizer: Backend
+) -> None:
+    model = GPT2LMHeadModel.from_pretrained(tiny_model)
+    model.transformer.h[0].attn.c_attn.weight.data *= 20  # so that a large key times its query is more than 65,504
+    backbone = Backbone.from_model(model, dtype="float16")
+    with running(tmp_path, byte_tokenizer, Engine(backbone, max_num_seqs=2)) as server:  # type: ignore[arg-type]
+        server.upload("cold")
+        answer = server.http.put("/tasks/hot", content=dump(1e4 * torch.randn(SHAPE).sign(), {}))
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+        assert "does not run on this backbone" in answer.json()["error"]
+        assert server.http.get("/tasks/hot").status_code == 404
+
+
+def test_a_full_disk_is_507_and_nothing_is_kept(start: Callable[..., Running]) -> None:
+    server = start()
+    sql = server.services.store._database._engine
+    with sql.connect() as connection:
+        num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    event.listen(sql, "checkout", lambda dbapi, *_: dbapi.execute(f"PRAGMA max_page_count={num_pages}"))
+    answers = (server.http.put(f"/tasks/t{i}", content=prefix_file(3, i / 1000)) for i in range(1000))
+    full = next(answer for answer in answers if answer.status_code != 201)
+    assert (full.status_code, full.json()["error_type"]) == (507, "out_of_space")
+    num_kept = len(server.http.get("/tasks?limit=1000").json()["tasks"])
+    assert len(list(server.services.settings.store.glob("*/*.safetensors"))) == num_kept
+
+
+# -- what an error repeats of what was sent ---------------------------------------------------------------------------
+
+LONG = "Z" * 4_000
+OTHER_LONG = "\N{WATER WAVE}" * 1_000
+ECHOES: dict[str, dict[str, Any]] = {
+    "a task to read": {"method": "GET", "url": f"/tasks/{LONG}"},
+    "a task to delete": {"method": "DELETE", "url": f"/tasks/{LONG}"},
+    "a task to patch": {"method": "PATCH", "url": f"/tasks/{LONG}", "json": {"version": 1}},
+    "a task to upload": {"method": "PUT", "url": f"/tasks/{LONG}", "content": prefix_file()},
+    "a task's prefix": {"method": "GET", "url": f"/tasks/{LONG}/prefix"},
+    "a task to generate with": {"method": "POST", "url": f"/tasks/{LONG}/generate", "json": {"inputs": "a"}},
+    "a task in a body": {"method": "POST", "url": "/generate", "json": {"inputs": "a", "task_id": LONG}},
+    "emoji in a body": {"method": "POST", "url": "/generate", "json": {"inputs": "a", "task_id": OTHER_LONG}},
+    "a key of a body": {"method": "PATCH", "url": "/tasks/0", "json": {LONG: 1}},
+    "a key of emoji": {"method": "PATCH", "url": "/tasks/0", "json": {"config": {"parameters": {OTHER_LONG: 1}}}},
+    "a value of a body": {"method": "POST", "url": "/generate", "json": {"inputs": "a", "stream": LONG}},
+    "a template": {"method": "PATCH", "url": "/tasks/0", "json": {"config": {"prompt_template": LONG}}},
+    "no JSON": {"method": "POST", "url": "/generate", "content": LONG, "headers": JSON},
+    "an etag": {"method": "DELETE", "url": "/tasks/0", "headers": {"if-match": LONG}},
+    "another etag": {"method": "PUT", "url": "/tasks/0", "content": prefix_file(), "headers": {"if-none-match": LONG}},
+    "a hash": {"method": "PUT", "url": "/tasks/0", "content": prefix_file(), "headers": {"x-content-sha256": LONG}},
+    "a content type": {"method": "POST", "url": "/generate", "content": "{}", "headers": {"content-type": LONG}},
+    "an encoding": {"method": "POST", "url": "/generate", "content": "{}", "headers": {"content-encoding": LONG}},
+    "a page": {"method": "GET", "url": f"/tasks?after={LONG}"},
+    "a limit": {"method": "GET", "url": f"/tasks?limit={LONG}"},
+    "a version": {"method": "GET", "url": f"/tasks/0/prefix?version={LONG}"},
+    "a route": {"method": "GET", "url": f"/{LONG}"},
+    "a method": {"method": LONG, "url": "/generate"},
+    "a tenant": {"method": "PATCH", "url": f"/admin/tenants/{LONG}", "json": {"weight": 1.0}},
+    "a new tenant": {"method": "POST", "url": "/admin/tenants", "json": {"name": "-" + LONG[:120]}},
+    "a key to revoke": {"method": "DELETE", "url": f"/admin/keys/{LONG}"},
+    "a scope": {"method": "POST", "url": "/admin/keys", "json": {"tenant": "acme", "scopes": [LONG]}},
+    "a key's tenant": {"method": "POST", "url": "/admin/keys", "json": {"tenant": LONG[:128], "scopes": ["tasks"]}},
+    "a moment": {
+        "method": "POST",
+        "url": "/admin/keys",
+        "json": {"tenant": "acme", "scopes": ["tasks"], "expires_at": LONG},
+    },
+    **{
+        f"a file's {what}": {"method": "PUT", "url": "/tasks/0", "content": content}
+        for what, content in {
+            "tensor": one(LONG),
+            "tensor of emoji": one(OTHER_LONG),
+            "six tensors": file({f"{i}{LONG}": {**WHOLE, "data_offsets": [0, 0]} for i in range(6)}),
+            "dtype": one(dtype=LONG),
+            "shape": one(shape=[LONG] * 6),
+            "offsets": one(data_offsets=[LONG] * 6),
+            "format": dump(torch.zeros(SHAPE), {}).replace(b"polyprefix/1", b"Z" * 12),
+            "metadata": file({"__metadata__": {LONG: 1}}, b""),
+            "backbone": prefix_file(backbone=OTHER_LONG),
+        }.items()
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend) -> Iterator[Guarded]:
+    with guarded(tmp_path_factory.mktemp("house"), byte_tokenizer, EchoEngine(), (Tenant(name="acme"),)) as house:
+        house.keys["all"] = house.server.services.store.tenants.create_key("acme", list(Scope))[1]
+        assert house.ask("all", "PUT", "/tasks/0", content=prefix_file()).status_code == 201
+        yield house
+
+
+@pytest.mark.parametrize("sent", ECHOES.values(), ids=ECHOES)
+def test_an_error_repeats_no_more_than_64_escaped_characters(house: Guarded, sent: dict[str, Any]) -> None:
+    options = {name: value for name, value in sent.items() if name not in ("method", "url")}
+    answer = house.ask("all", sent["method"], sent["url"], **options)
+    assert 400 <= answer.status_code < 500
+    error = answer.json()["error"]
+    assert error.count("Z") <= 64
+    assert error.isprintable()
+    assert OTHER_LONG[0] not in error
+    assert error.count("\\U") <= 7
 
 
 def connected(server: Process) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from prefix_store.prefix import Prefix
@@ -11,7 +12,7 @@ from server.failure_watch import FailureWatch
 from tests.server.conftest import Guarded, Running, prefix_file
 
 Start = Callable[..., Running]
-FAILING = "\x07"  # the hand-written engine fails a row at this token
+FAILING, RAISING = "\x07", "\x06"  # the hand-written engine fails a row at these tokens
 
 
 def served(version: int) -> Served:
@@ -43,6 +44,23 @@ def test_a_version_whose_rows_fail_is_quarantined_and_others_are_served_on(start
     assert server.generate("ab", task_id="bad")["version"] == 2
 
 
+def test_what_a_request_brought_about_itself_takes_no_version_out_of_service(
+    start_guarded: Callable[..., Guarded],
+) -> None:
+    house = start_guarded(Tenant(name="acme"), Tenant(name="hostile"))
+    house.ask("acme/tasks", "PUT", "/tasks/common", content=prefix_file())
+    house.server.services.store.patch("acme", "common", public=True)
+    ask = partial(house.ask, "hostile/generate", "POST")
+    for _ in range(5):
+        assert ask("/generate", json={"inputs": RAISING, "task_id": "common"}).status_code == 424
+        assert ask("/generate_stream", json={"inputs": "a" + RAISING, "task_id": "common"}).status_code == 200
+    assert ask("/generate", json={"inputs": "ab", "task_id": "common"}).status_code == 200
+    for _ in range(3):  # but a version that gives no finite numbers fails everybody
+        assert ask("/generate", json={"inputs": FAILING, "task_id": "common"}).status_code == 424
+    refused = ask("/generate", json={"inputs": "ab", "task_id": "common"}).json()
+    assert refused["error_type"] == "quarantined"
+
+
 def test_a_streams_failures_count_too_and_the_bare_backbone_is_never_quarantined(start: Start) -> None:
     server = start()
     server.upload("bad")
@@ -68,6 +86,25 @@ def test_what_a_tenant_used_is_written_down_by_task_and_told_to_it_alone(
     assert house.ask("other/generate", "GET", "/usage").json() == {"usage": []}
     told = house.ask("other/operator", "GET", "/admin/usage?tenant=acme").json()["usage"]
     assert {each["task_id"] for each in told} == {"poet", "base"}
+
+
+def test_a_task_tells_what_the_callers_tenant_used_of_it(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="acme"), Tenant(name="other"))
+    for task_id in ("poet", "unused"):
+        house.ask("acme/tasks", "PUT", f"/tasks/{task_id}", content=prefix_file())
+    house.server.services.store.patch("acme", "poet", public=True)
+    for tenant, num_requests in (("acme", 2), ("other", 1)):
+        for _ in range(num_requests):
+            house.ask(f"{tenant}/generate", "POST", "/generate", json={"inputs": "ab", "task_id": "poet"})
+    house.server.services.store.usage.flush()
+    nothing = {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0, "seconds": 0.0}
+    poet, unused = (each["usage"] for each in house.ask("acme/tasks", "GET", "/tasks").json()["tasks"])
+    assert (poet["requests"], poet["prompt_tokens"], unused) == (2, 4, nothing)
+    assert poet["generated_tokens"] > 0
+    assert poet["seconds"] > 0
+    assert house.ask("acme/tasks", "GET", "/tasks/poet").json()["usage"] == poet
+    assert house.ask("acme/tasks", "PATCH", "/tasks/poet", json={"version": 1}).json()["usage"] == poet
+    assert house.ask("other/tasks", "GET", "/tasks/poet").json()["usage"]["requests"] == 1
 
 
 def test_changes_are_in_the_audit_log_with_who_and_when_and_no_secret(

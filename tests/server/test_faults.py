@@ -16,8 +16,10 @@ from server.cli import run
 from server.errors import Unavailable
 from server.settings import Settings
 from tests.server.conftest import Running, loader
+from tests.server.disconnects import HeldEngine
 from tests.server.fakes import EchoEngine, Gate
 from tests.server.test_generate import events_of
+from tests.server.test_operations import metric
 
 Start = Callable[..., Running]
 
@@ -97,6 +99,24 @@ def test_a_wait_in_the_queue_that_is_too_long_is_504(start: Start) -> None:
     assert error["error_type"] == "deadline"
     assert "waited longer than 0.1 s" in error["error"]
     assert_all_is_free(server, gate)
+
+
+def test_a_beam_search_waits_in_the_queue_no_longer_than_others_and_runs_on_once_it_has_its_slots(
+    start: Start, tiny_model: Path
+) -> None:
+    engine = HeldEngine(tiny_model, max_num_seqs=2)
+    server = start(engine, queue_timeout=0.3)
+    body = {"inputs": "ab", "parameters": {"num_beams": 2, "max_new_tokens": 8, "min_new_tokens": 8}}
+    engine.before_step.allow(1)
+    with ThreadPoolExecutor(1) as pool:
+        admitted = pool.submit(server.http.post, "/generate", json=body)
+        engine.before_step.wait_until_held()
+        queued = server.http.post("/generate", json=body)  # while the first one has the slots, and longer than 0.3 s
+        assert (queued.status_code, queued.json()["error_type"]) == (504, "deadline")
+        assert "waited longer than 0.3 s" in queued.json()["error"]
+        engine.before_step.open()
+        assert admitted.result().status_code == 200
+    assert metric(server, "queue_seconds_count") == metric(server, "time_to_first_token_seconds_count") == 1
 
 
 def test_a_request_that_takes_too_long_is_504_or_ends_its_stream(start: Start) -> None:

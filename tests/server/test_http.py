@@ -83,6 +83,7 @@ def test_an_unknown_route_is_404_and_another_method_405(server: Running) -> None
     answer = server.http.delete("/generate")
     assert refused(answer) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
+    assert server.http.options("/tasks/x").headers["allow"] == "POST, PUT, GET, PATCH, DELETE"
 
 
 def test_an_error_of_ours_is_500_with_the_request_id_and_no_trace(server: Running) -> None:

@@ -1,5 +1,6 @@
 """How much a tenant may have: requests, tokens and uploads a minute, rows in the queue."""
 
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,10 +9,11 @@ import pytest
 from batching.types import RequestError
 from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from server.access import LOCAL
-from server.errors import Overloaded, RateLimited
+from server.errors import Overloaded, RateLimited, Unavailable
 from server.limits import Limits
 from server.room import Room
-from tests.server.conftest import Guarded, prefix_file
+from server.upload_room import UploadRoom
+from tests.server.conftest import Guarded, Running, prefix_file
 from tests.server.fakes import EchoEngine, Gate
 
 
@@ -152,6 +154,45 @@ def test_too_many_uploads_are_429(start_guarded: Callable[..., Guarded]) -> None
     answers = [house.ask("eager/tasks", "PUT", "/tasks/t", content=prefix_file(3, i / 10)) for i in range(3)]
     assert [answer.status_code for answer in answers] == [201, 200, 429]
     assert answers[-1].json()["error_type"] == "rate_limited"
+
+
+def test_uploads_beyond_what_fits_in_memory_are_503_before_their_bodies_are_read(start: Callable[..., Running]) -> None:
+    body = prefix_file()
+    server = start(max_open_upload_bytes=2 * len(body) - 1)
+
+    def begin(task_id: str) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port), 20)
+        connection.sendall(f"PUT /tasks/{task_id} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+        return connection
+
+    with begin("one") as first:
+        while server.services.upload_room.num_bytes == 0:
+            pass
+        with begin("two") as second:
+            head = second.recv(65536).decode().lower()
+        assert head.startswith("http/1.1 503 ")
+        assert "retry-after: 1\r\n" in head
+        refused = server.http.put("/tasks/two", content=body)
+        assert (refused.status_code, refused.json()["error_type"]) == (503, "unavailable")
+        first.sendall(body)
+        assert first.recv(65536).startswith(b"HTTP/1.1 201 ")
+    assert server.http.put("/tasks/two", content=body).status_code == 201
+    with begin("one"):  # and a client that leaves gives its room back
+        while server.services.upload_room.num_bytes == 0:
+            pass
+    while server.services.upload_room.num_bytes:
+        pass
+
+
+def test_an_upload_that_is_alone_gets_in_however_large_it_is() -> None:
+    room = UploadRoom(max_bytes=10)
+    with room.taken(11):
+        with pytest.raises(Unavailable, match="at most 10 may be"), room.taken(1):
+            pass
+        assert room.num_bytes == 11
+    with room.taken(4), room.taken(6):
+        pass
+    assert room.num_bytes == 0
 
 
 def test_a_flooding_tenant_is_429_and_a_quiet_one_is_queued(start_guarded: Callable[..., Guarded]) -> None:

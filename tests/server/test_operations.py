@@ -33,6 +33,10 @@ def test_a_store_that_cannot_be_reached_makes_it_degraded(server: Running) -> No
 def test_info_tells_the_backbone_and_the_limits(server: Running) -> None:
     info = server.http.get("/info").json()
     assert (info["model_id"], info["backbone"], info["fingerprint"]) == ("tiny", "tiny", "f" * 64)
+    before = info["num_tasks"]
+    for task_id in ("one", "two"):
+        server.upload(task_id)
+    assert server.http.get("/info").json()["num_tasks"] == before + 2
     assert (info["max_input_length"], info["max_total_tokens"], info["max_best_of"]) == (127, 128, 16)
 
 
@@ -74,6 +78,20 @@ def test_tokens_steps_and_times_are_counted(start) -> None:  # type: ignore[no-u
     assert metric(server, "prefix_cache_prefixes") == 1
     assert metric(server, "prefix_cache_bytes") > 0
     assert metric(server, "prefix_cache_misses_total") == metric(server, "prefix_cache_loads_total") == 1
+
+
+def test_streams_are_counted_by_how_they_ended(start) -> None:  # type: ignore[no-untyped-def]
+    gate = Gate()
+    server = start(EchoEngine(before_step=gate))
+    gate.allow(1)
+    with server.http.stream("POST", "/generate_stream", json={"inputs": "abc"}) as answer:
+        next(answer.iter_lines())
+    server.wait_for_open_rows(0)
+    gate.open()
+    for inputs, status in (("ab", 200), ("ab\x07", 200), ("\x07", 424)):  # the last one fails before it is a stream
+        assert server.http.post("/generate_stream", json={"inputs": inputs}).status_code == status
+    for outcome in ("client_gone", "completed", "error"):
+        assert metric(server, f'streams_total{{outcome="{outcome}"}}') == 1
 
 
 def test_steps_that_hold_rows_of_different_prefixes_are_counted(start) -> None:  # type: ignore[no-untyped-def]
