@@ -22,6 +22,7 @@ from training.curves import EventLog, draw_curves, write_curves
 from training.encoding import Encoded, encode
 from training.errors import BadSettings
 from training.examples import check_format, read_examples
+from training.prefix_tuning import TunedPrefix
 from training.progress_bar import ProgressBar
 from training.settings import Settings
 from training.task_training import TaskTraining
@@ -60,7 +61,8 @@ class Run:
         self.job = job
         self._backbone = backbone
         self._made_with = made_with(job, backbone)
-        self.training = TaskTraining(job.task_id, backbone, job.settings, *encode_both(job, backbone))
+        tuned = TunedPrefix(backbone, job.settings)
+        self.training = TaskTraining(job.task_id, tuned, job.settings, *encode_both(job, backbone))
         if resume:
             self._resume()
         else:
@@ -128,7 +130,7 @@ class Run:
             },
             "train": pairs_told(self.job.data, training.train),
             "valid": None if training.dev is None else pairs_told(self.job.valid, training.dev),
-            "num_trained_values": sum(p.numel() for p in training.prefix.parameters() if p.requires_grad),
+            "num_trained_values": sum(p.numel() for p in training.tuned.parameters() if p.requires_grad),
             "device": str(self._backbone.device),
             "num_steps": progress.step,
             "stopped_early": training.stopped_early,

@@ -1,6 +1,6 @@
-"""One task in training: its data, its module, its optimizer, and how far it is.
+"""One task in training: its data, what is tuned for it, its optimizer, and how far it is.
 
-Knows one task. Knows nothing of the others that may share its forward passes, nor of files.
+Knows one task. Knows nothing of the others that may share its forward passes, nor of files, nor of how a loss is made.
 """
 
 import math
@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from training.backbone import FrozenBackbone
 from training.checkpoint import State
 from training.encoding import Encoded, Pair, shuffled
-from training.prefix_tuning import TunedPrefix
 from training.settings import Settings
 
 
@@ -40,20 +38,24 @@ class Progress:
 
 
 class TaskTraining:
-    """`next_pairs` gives a step's rows, whoever runs them accumulates their gradients, `update` ends the step."""
+    """`next_pairs` gives a step's rows, whoever runs them accumulates their gradients, `update` ends the step.
+
+    `tuned` is the module that is trained; called without arguments it gives the one tensor that outlives the training.
+    """
 
     def __init__(
-        self, task_id: str, backbone: FrozenBackbone, settings: Settings, train: Encoded, dev: Encoded | None
+        self, task_id: str, tuned: torch.nn.Module, settings: Settings, train: Encoded, dev: Encoded | None
     ) -> None:
         self.task_id = task_id
         self.settings = settings
         self.train = train
         self.dev = dev
-        self.prefix = TunedPrefix(backbone, settings)
+        self.tuned = tuned
         self.progress = Progress()
         self._best: Tensor | None = None
+        self._parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            self.prefix.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+            self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._epoch: tuple[int, list[Pair]] = (-1, [])
 
@@ -98,7 +100,7 @@ class TaskTraining:
 
     def update(self, train_loss: float) -> None:
         """One step of AdamW on the gradients that were accumulated, clipped to `max_grad_norm`."""
-        torch.nn.utils.clip_grad_norm_(self.prefix.parameters(), self.settings.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
         self._optimizer.step()
@@ -107,7 +109,7 @@ class TaskTraining:
         self.progress.train_losses.append((self.progress.step, train_loss))
 
     def take_dev_loss(self, dev_loss: float) -> None:
-        """Keep the prefix if it is the best one so far."""
+        """Keep what was tuned if it is the best so far."""
         progress = self.progress
         progress.dev_losses.append((progress.step, dev_loss))
         if dev_loss < progress.best_dev_loss:
@@ -118,26 +120,26 @@ class TaskTraining:
 
     @torch.no_grad()
     def current(self) -> Tensor:
-        """The keys and values as they are now, `[n_layer, 2, P, H, D]` on the CPU."""
-        prefix: Tensor = self.prefix()
-        return prefix.detach().cpu().clone()
+        """What is tuned as it is now, on the CPU; of a prefix its keys and values `[n_layer, 2, P, H, D]`."""
+        tuned: Tensor = self.tuned()
+        return tuned.detach().cpu().clone()
 
     @property
     def result(self) -> Tensor:
-        """The best keys and values by dev loss; the last ones where there is no dev set."""
+        """What was the best by dev loss; the last where there is no dev set."""
         return self.current() if self._best is None else self._best
 
     def state(self) -> State:
         progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
         return {
-            "prefix": self.prefix.state_dict(),
+            "tuned": self.tuned.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "progress": progress,
             "best": self._best,
         }
 
     def load_state(self, state: State) -> None:
-        self.prefix.load_state_dict(state["prefix"])
+        self.tuned.load_state_dict(state["tuned"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
         self._best = state["best"]

@@ -119,7 +119,7 @@ def test_every_epoch_has_an_order_of_its_own_and_always_the_same() -> None:
 
 def test_the_learning_rate_goes_up_and_down_as_transformers_linear_schedule_does(backbone: FrozenBackbone) -> None:
     settings = quick(max_steps=12, warmup_steps=0, batch_size=1)
-    training = TaskTraining("task", backbone, settings, encoded(backbone), None)
+    training = TaskTraining("task", TunedPrefix(backbone, settings), settings, encoded(backbone), None)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=settings.learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, 12)
     for _ in range(12):
@@ -131,7 +131,7 @@ def test_the_learning_rate_goes_up_and_down_as_transformers_linear_schedule_does
 
 def test_warm_up_never_begins_with_a_step_of_nothing(backbone: FrozenBackbone) -> None:
     settings = quick(max_steps=8, warmup_steps=3, learning_rate=1.0)
-    training = TaskTraining("task", backbone, settings, encoded(backbone), None)
+    training = TaskTraining("task", TunedPrefix(backbone, settings), settings, encoded(backbone), None)
     rates = []
     for _ in range(8):
         rates.append(training.learning_rate)

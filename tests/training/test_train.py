@@ -9,6 +9,7 @@ from tests.training.conftest import make_model, quick
 from training.backbone import FrozenBackbone
 from training.encoding import Encoded, encode
 from training.examples import Example
+from training.prefix_tuning import TunedPrefix
 from training.settings import Settings
 from training.task_training import TaskTraining
 from training.train import DEFAULT_ROWS_PER_PASS, accumulate, run_step, train_together
@@ -46,11 +47,13 @@ def prepare(
     def read(chosen: Sequence[Example]) -> Encoded:
         return encode(chosen, backbone, settings.prompt_template, settings.num_virtual_tokens)
 
-    return TaskTraining(task_id, backbone, settings, read(examples), read(examples[-2:]) if dev else None)
+    return TaskTraining(
+        task_id, TunedPrefix(backbone, settings), settings, read(examples), read(examples[-2:]) if dev else None
+    )
 
 
 def gradients(training: TaskTraining) -> list[torch.Tensor]:
-    found = [parameter.grad for parameter in training.prefix.parameters()]
+    found = [parameter.grad for parameter in training.tuned.parameters()]
     assert all(gradient is not None for gradient in found)
     return [gradient.clone() for gradient in found if gradient is not None]
 
@@ -127,7 +130,7 @@ def test_a_run_stops_early_when_the_dev_loss_no_longer_falls(backbone: FrozenBac
     settings = quick(max_steps=200, eval_every=2, patience=2, learning_rate=0.05)
     training = TaskTraining(
         "task",
-        backbone,
+        TunedPrefix(backbone, settings),
         settings,
         encode([Example("x", ("aaaa",))], backbone, "{inputs}", 3),
         encode([Example("x", ("zzzz",))], backbone, "{inputs}", 3),

@@ -1,0 +1,65 @@
+"""The ways of tuning that are compared: each loss, and that generation continues what the loss trains."""
+
+import pytest
+import torch
+
+from tests.training.conftest import quick
+from training.backbone import FrozenBackbone
+from training.encoding import Pair, encode, pad
+from training.examples import Example
+from training.experiments.decoding import search
+from training.experiments.methods import METHODS, Method
+
+EXAMPLES = [Example("red cup", ("a red one",)), Example("the blue lamp is small", ("blue",)), Example("x", ("y z",))]
+
+
+@pytest.fixture(params=list(METHODS))
+def method(request: pytest.FixtureRequest, backbone: FrozenBackbone) -> Method:
+    return disturbed(METHODS[request.param](backbone, quick()))
+
+
+def disturbed(method: Method) -> Method:
+    """Far enough from its start to matter."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn_like(parameter)
+    return method
+
+
+def test_a_loss_does_not_depend_on_the_other_rows(backbone: FrozenBackbone, method: Method) -> None:
+    pairs = encode(EXAMPLES, backbone, "{inputs}\n", 3).pairs
+    together = method.losses(pad(pairs, backbone.device))
+    alone = sum(method.losses(pad([pair], backbone.device)) for pair in pairs)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_answers_are_what_the_loss_finds_likeliest(backbone: FrozenBackbone, method: Method) -> None:
+    prompts = [list(pair.prompt) for pair in encode(EXAMPLES, backbone, "{inputs}\n", 3).pairs[:2]]
+    answers = search(method.start(prompts), end=256, num_beams=1, max_new_tokens=2)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        for count, token in enumerate(answer):
+            found = loss_of(method, prompt + answer[:count], (token,))
+            assert all(found <= loss_of(method, prompt + answer[:count], (other,)) for other in range(0, 257, 4))
+
+
+def test_beam_search_finds_what_the_loss_finds_likelier(backbone: FrozenBackbone, method: Method) -> None:
+    prompt = list(encode(EXAMPLES, backbone, "{inputs}\n", 3).pairs[1].prompt)
+    greedy, beams = (search(method.start([prompt, prompt[:3]]), 256, n, max_new_tokens=3)[0] for n in (1, 64))
+    assert len(greedy) == len(beams) == 3
+    assert loss_of(method, prompt, tuple(beams)) <= loss_of(method, prompt, tuple(greedy)) + 1e-4
+
+
+def test_what_was_tuned_can_be_loaded_again(backbone: FrozenBackbone) -> None:
+    for name, make in METHODS.items():
+        tuned, other = disturbed(make(backbone, quick())), make(backbone, quick(seed=5))
+        other.load(tuned().detach())
+        prompts = [[1, 2, 3], [4, 5]]
+        expected, found = (search(each.start(prompts), 256, 1, 5) for each in (tuned, other))
+        assert found == expected, name
+
+
+@torch.no_grad()
+def loss_of(method: Method, prompt: list[int], answer: tuple[int, ...]) -> float:
+    return method.losses(pad([Pair(tuple(prompt), answer)], torch.device("cpu"))).item()

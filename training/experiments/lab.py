@@ -1,0 +1,119 @@
+"""Runs trials, several at a time, and keeps what each one came to, so that an experiment goes on where it was left.
+
+Knows processes and files. `trials.jsonl` has one line for each result; what was tuned lies in `tuned/` beside it, and
+both belong to one backbone, scale and data.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Self
+
+from training.experiments.trials import Trial
+from training.experiments.worker import Place, start_worker, work
+
+STEP_OF_RATES = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trial with its dev loss and its greedy BLEU on the dev set."""
+
+    trial: Trial
+    dev_loss: float
+    dev_bleu: float
+    dev_losses: Sequence[tuple[int, float]]
+    num_steps: int
+    seconds: float
+
+
+class Lab:
+    def __init__(self, place: Place, num_processes: int, tell: Callable[[str], None]) -> None:
+        """`tell` hears one line for each result."""
+        self.scale = place.scale
+        self._tell = tell
+        self._path = place.out / "trials.jsonl"
+        self._known = dict(read_results(self._path))
+        self._pool = ProcessPoolExecutor(
+            num_processes, get_context("spawn"), start_worker, (place, num_processes)
+        )  # its processes start with the first trial
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def run(self, trials: Iterable[Trial]) -> list[Outcome]:
+        """Tune each one and score it on the dev set."""
+        wanted = list(trials)
+        results = self._results([(trial, None) for trial in wanted])
+        return [
+            Outcome(trial, **{name: result[name] for name in OUTCOME})
+            for trial, result in zip(wanted, results, strict=True)
+        ]
+
+    def test(self, trials: Iterable[Trial], split: str) -> list[float]:
+        """BLEU of each one on a test split, by beam search. They have run before."""
+        return [result["bleu"] for result in self._results([(trial, split) for trial in trials])]
+
+    def search(self, trial: Trial) -> list[Outcome]:
+        """The trial at the learning rates of its method, and further ones until the best by dev BLEU is not at an edge;
+        the best one comes first."""
+        rates = list(self.scale.learning_rates[trial.method])
+        while True:
+            outcomes = self.run(replace(trial, learning_rate=rate) for rate in sorted(rates))
+            best = max(outcomes, key=lambda outcome: (outcome.dev_bleu, -outcome.dev_loss))
+            rate = best.trial.learning_rate
+            if rate not in (min(rates), max(rates)) or len(rates) >= self.scale.most_rates:
+                return [best, *(outcome for outcome in outcomes if outcome is not best)]
+            rates.append(round_rate(rate / STEP_OF_RATES if rate == min(rates) else rate * STEP_OF_RATES))
+
+    def _results(self, asked: Sequence[tuple[Trial, str | None]]) -> list[dict[str, Any]]:
+        missing = [ask for ask in dict.fromkeys(asked) if key_of(*ask) not in self._known]
+        for future in as_completed([self._pool.submit(work, *ask) for ask in missing]):
+            self._keep(future.result())
+        return [self._known[key_of(*ask)] for ask in asked]
+
+    def _keep(self, result: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        self._known[key_of(Trial(**result["trial"]), result["split"])] = result
+        self._tell(describe(result))
+
+
+OUTCOME = ("dev_loss", "dev_bleu", "dev_losses", "num_steps", "seconds")
+
+
+def round_rate(rate: float) -> float:
+    return float(f"{rate:.0e}")
+
+
+def read_results(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every result by its key. Half a line at the end, of a run that was killed, is cut off."""
+    if not path.exists():
+        return
+    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    path.write_text(whole + end, encoding="utf-8")
+    for line in whole.splitlines():
+        result = json.loads(line)
+        yield key_of(Trial(**result["trial"]), result["split"]), result
+
+
+def key_of(trial: Trial, split: str | None) -> str:
+    return json.dumps([asdict(trial), split])
+
+
+def describe(result: dict[str, Any]) -> str:
+    trial = Trial(**result["trial"])
+    changed = [f"{name} {value}" for name, value in result["trial"].items() if value != getattr(PLAIN, name, None)]
+    score = f"dev BLEU {result['dev_bleu']:.2f}" if result["split"] is None else f"BLEU {result['bleu']:.2f}"
+    where = "" if result["split"] is None else f" on {result['split']}"
+    return f"{trial.problem} {trial.method}: {score}{where} ({', '.join(changed[2:])})"
+
+
+PLAIN = Trial("", "")

@@ -1,0 +1,93 @@
+"""How large the experiments are: what two CPU cores finish in an afternoon, or the paper's own sizes.
+
+Knows numbers alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from training.settings import PAPER_TEMPLATE
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """`num_pairs` (None: all) are drawn from the training set; a dev loss is taken `evaluations` times in a run, on
+    `num_dev_pairs`, and three in a row without a better one end it. BLEU is on the first inputs of a split.
+
+    `learning_rates`: by method, where the search begins; it goes on by factors of 3 while the best one is at an
+    edge, up to `most_rates` in all.
+    """
+
+    prompt_template: str
+    num_virtual_tokens: int
+    mlp_width: int
+    num_pairs: int | None
+    batch_size: int
+    epochs: int
+    evaluations: int
+    num_dev_pairs: int | None
+    num_dev_inputs: int | None
+    num_test_inputs: int | None
+    learning_rates: Mapping[str, tuple[float, ...]]
+    most_rates: int
+    num_seeds: int
+    lengths: tuple[int, ...]
+    low_data_sizes: tuple[int, ...]
+    low_data_steps: int
+    num_subsets: int
+
+
+SCALES = {
+    "small": Scale(
+        prompt_template="{inputs}\n",
+        num_virtual_tokens=20,
+        mlp_width=512,
+        num_pairs=4000,
+        batch_size=16,
+        epochs=3,
+        evaluations=6,
+        num_dev_pairs=400,
+        num_dev_inputs=200,
+        num_test_inputs=None,
+        learning_rates={
+            "prefix": (1e-4, 3e-4, 1e-3, 3e-3),
+            "full": (3e-5, 1e-4, 3e-4, 1e-3),
+            "top-two": (1e-4, 3e-4, 1e-3),
+            "lora": (3e-4, 1e-3, 3e-3),
+            "embeddings": (3e-3, 1e-2, 3e-2),
+            "infix": (1e-4, 3e-4, 1e-3, 3e-3),
+        },
+        most_rates=7,
+        num_seeds=3,
+        lengths=(1, 2, 5, 10, 20, 40, 64),
+        low_data_sizes=(50, 100, 200, 500),
+        low_data_steps=200,
+        num_subsets=2,
+    ),
+    "paper": Scale(
+        prompt_template=PAPER_TEMPLATE,
+        num_virtual_tokens=5,
+        mlp_width=512,
+        num_pairs=None,
+        batch_size=10,
+        epochs=5,
+        evaluations=5,
+        num_dev_pairs=None,
+        num_dev_inputs=None,
+        num_test_inputs=None,
+        learning_rates={
+            "prefix": (2.7e-5, 8e-5, 2.4e-4),
+            "full": (1e-5, 3e-5, 9e-5),
+            "top-two": (1e-5, 3e-5, 9e-5),
+            "lora": (6e-5, 2e-4, 6e-4),
+            "embeddings": (1e-3, 3e-3, 1e-2),
+            "infix": (2.7e-5, 8e-5, 2.4e-4),
+        },
+        most_rates=5,
+        num_seeds=3,
+        lengths=(1, 2, 5, 10, 20, 40),
+        low_data_sizes=(50, 100, 200, 500),
+        low_data_steps=400,
+        num_subsets=5,
+    ),
+}  # fmt: skip
