@@ -75,18 +75,29 @@ class FairShare:
             tenant
             for tenant in within or slots_wanted
             if num_free_slots - slots_wanted[tenant] >= self._num_reserved_slots
-            # Somebody may come at any time: the reserve is shared as if one more tenant had work.
-            or self._is_within_share(tenant, slots_wanted[tenant], weight_of_newcomers=1.0)
+            or self._may_use_reserve(tenant, slots_wanted[tenant])
         ]
         tenant = min(allowed, key=lambda name: self._accounts[name].served, default=None)
         return tenant if tenant is not None and slots_wanted[tenant] <= num_free_slots else None
 
-    def _is_within_share(self, tenant: str, num_slots: int, weight_of_newcomers: float = 0.0) -> bool:
+    def _is_within_share(self, tenant: str, num_slots: int) -> bool:
         """Whether the tenant holds nothing yet, or not more than its share with `num_slots` more."""
         account = self._accounts[tenant]
+        return account.num_slots == 0 or account.num_slots + num_slots <= math.ceil(self._share(account))
+
+    def _may_use_reserve(self, tenant: str, num_slots: int) -> bool:
+        """As `_is_within_share`, but as if one more tenant had work: somebody may come at any time.
+
+        And rounded down. Shares that are rounded up can add up to all that is not reserved; then slots are given by
+        those shares and no longer by what was served: with 16 slots weights of 3 to 1 gave 2.6 to 1.
+        """
+        account = self._accounts[tenant]
+        share = self._share(account, weight_of_newcomers=1.0)
+        return account.num_slots == 0 or account.num_slots + num_slots <= math.floor(share)
+
+    def _share(self, account: Account, weight_of_newcomers: float = 0.0) -> float:
         total = sum(other.weight for other in self._accounts.values()) + weight_of_newcomers
-        share = math.ceil(self._num_slots * account.weight / total)
-        return account.num_slots == 0 or account.num_slots + num_slots <= share
+        return self._num_slots * account.weight / total
 
     @property
     def _least_served(self) -> float:

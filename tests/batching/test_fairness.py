@@ -1,5 +1,7 @@
 """Who is served next: by what each tenant has been served, and within its share of the slots."""
 
+import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -128,6 +130,17 @@ def test_a_flood_of_one_tenant_does_not_keep_another_waiting():
     assert engine.num_free_slots == 4
 
 
+def test_a_cancelled_requests_tokens_stay_charged():
+    engine = make_engine(MODEL, 1)
+    cancelled, next_one = (replace(ask(range(50), max_new_tokens=9, min_new_tokens=9), tenant="acme") for _ in range(2))
+    for request in (cancelled, next_one):
+        engine.add_request(request)
+    for _ in range(3):
+        engine.step()
+    engine.abort(cancelled.request_id)
+    assert engine._scheduler._fair_share._accounts["acme"].served == 50 * 1 + 3 * 2
+
+
 def test_the_account_of_a_tenant_without_work_is_dropped():
     engine = make_engine(MODEL, 2)
     for i in range(5):
@@ -137,3 +150,26 @@ def test_the_account_of_a_tenant_without_work_is_dropped():
     while engine.has_work:
         engine.step()
     assert engine._scheduler._fair_share._accounts == {}
+
+
+@pytest.mark.parametrize(("num_slots", "weight"), [(8, 3.0), (16, 1.0), (16, 3.0), (64, 3.0)])
+def test_with_a_reserve_backlogged_tenants_are_still_served_by_their_weights(num_slots, weight):
+    chance = random.Random(0)
+    fair_share = FairShare(num_slots, num_reserved_slots=num_slots // 8)
+    weights, served = {"a": weight, "b": 1.0}, Counter()
+    for tenant in weights:
+        for _ in range(2 * num_slots):
+            fair_share.enter(tenant, weights[tenant])
+    rows: list[tuple[str, int]] = []  # a running row's tenant, and the step in which it ends
+    for step in range(3000):
+        while tenant := fair_share.choose(num_slots - len(rows), dict.fromkeys(weights, 1)):
+            fair_share.admit(tenant, 1, 32)
+            fair_share.enter(tenant, weights[tenant])
+            rows.append((tenant, step + chance.randint(28, 36)))
+        for tenant, _ in rows:
+            fair_share.charge_output(tenant, 1)
+            served[tenant] += step > 500
+        for tenant, _ in [row for row in rows if row[1] == step]:
+            fair_share.give_back(tenant, 1)
+        rows = [row for row in rows if row[1] > step]
+    assert served["a"] / served["b"] == pytest.approx(weight, rel=0.02)
