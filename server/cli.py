@@ -5,6 +5,7 @@ Knows uvicorn and the command line. Knows nothing of routes.
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -73,6 +74,8 @@ async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> 
     with bind(settings.host, settings.port) as listener:
         async with app.router.lifespan_context(app):
             services: Services = app.state.services
+            # What was imported and loaded stays: looking through it again, now and then, held everybody up for 0.25 s.
+            gc.freeze()
             services.lifecycle.listen_to_signals(lambda: _give_up(services))
             with _metrics_served(settings, services):
                 await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
@@ -96,6 +99,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 async def _serve_until_ending(server: Server, listener: socket.socket, services: Services) -> None:
+    listener.listen()  # before the address is told: who connects at once waits, and is not refused
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ending = asyncio.create_task(services.lifecycle.ending.wait())
     host, port = listener.getsockname()[:2]
