@@ -10,17 +10,34 @@ import pytest
 import torch
 
 from benchmarks.report import commit, machine
+from tests.torture.plots import Curves
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def report() -> Iterator[dict[str, int]]:
-    counts: dict[str, int] = {}
-    yield counts
+def report() -> Iterator[dict[str, float]]:
+    figures: dict[str, float] = {}
+    yield figures
     if path := os.environ.get("TORTURE_REPORT"):
-        result = {"name": "torture", "machine": machine(), "commit": commit(), "figures": counts}
-        Path(path).write_text(json.dumps(result, indent=2) + "\n")
+        write_report(Path(path), figures)
+
+
+@pytest.fixture(scope="session")
+def curves() -> Iterator[Curves]:
+    """What each tenant was served over time: a plot beside the report, once all of its panels were measured."""
+    curves = Curves()
+    yield curves
+    if (path := os.environ.get("TORTURE_REPORT")) and curves.are_complete:
+        curves.draw(Path(path).with_name("fairness.png"))
+
+
+def write_report(path: Path, figures: dict[str, float]) -> None:
+    """Put the figures of this run in the place of those of the same name; others stay, with the commit they are of."""
+    old = json.loads(path.read_text()) if path.exists() else {"figures": {}, "commits": {}}
+    commits = {**old["commits"], **dict.fromkeys(figures, commit())}
+    result = {"name": "torture", "machine": machine(), "figures": {**old["figures"], **figures}, "commits": commits}
+    path.write_text(json.dumps(result, indent=2) + "\n")
 
 
 @pytest.fixture

@@ -1,0 +1,125 @@
+"""The whole server, killed under load or told to end: what it acknowledged is there, what it began is finished.
+
+`pytest -m torture tests/torture/test_server_kills.py`; ten minutes, most of them starting servers.
+"""
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, cycle, islice
+from pathlib import Path
+
+import pytest
+
+from prefix_store.tenants import Tenant, TenantLimits
+from tests.torture.load import Connection, generate, keep_asking, request
+from tests.torture.processes import ServerProcess, admit, launcher, prefix_file, upload
+from tests.torture.writers import Writer
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]
+
+NUM_KILLS = 25
+NUM_WRITERS = 4
+NUM_ASKING = 8
+
+NUM_DRAINS = 100
+NUM_SERVERS_AT_ONCE = 2  # one for each core
+
+MANY_UPLOADS = TenantLimits(uploads_per_minute=10**6, upload_burst=10**6)
+
+
+async def ask_until_killed(server: ServerProcess, load: bytes) -> None:
+    try:
+        await keep_asking(server.port, [load], NUM_ASKING, seconds=60)
+    except* ConnectionError:
+        pass
+
+
+def test_a_killed_server_serves_all_that_it_acknowledged(tmp_path: Path, report: dict[str, float]) -> None:
+    keys = admit(tmp_path, Tenant(name="acme", limits=MANY_UPLOADS), Tenant(name="globex", limits=MANY_UPLOADS))
+    writers = [Writer(f"task-{i}", key, seed=i) for i, key in zip(range(NUM_WRITERS), cycle(keys.values()))]
+    chance = random.Random(5)
+    num_acknowledged, lost = 0, []
+    with launcher(tmp_path) as launch, ThreadPoolExecutor(NUM_WRITERS + 1) as pool:
+        server = launch()
+        upload(server, keys["acme"], ["asked"])
+        load = generate("asked", num_new_tokens=32, key=keys["acme"])
+        for _ in range(NUM_KILLS):
+            asking = pool.submit(asyncio.run, ask_until_killed(server, load))
+            writing = [pool.submit(writer.write_until_killed, server) for writer in writers]
+            time.sleep(chance.uniform(0.3, 2.0))
+            assert server.end(signal.SIGKILL) == -signal.SIGKILL
+            asking.result()
+            num_acknowledged += sum(each.result() for each in writing)
+            server = launch()
+            lost += [problem for writer in writers for problem in writer.find_lost(server)]
+        assert server.end() == 0
+    report["server_kills"] = NUM_KILLS
+    report["server_acknowledged"] = num_acknowledged
+    report["server_acknowledged_lost"] = len(lost)
+    assert lost == []
+
+
+async def drain_idle(server: ServerProcess) -> list[str]:
+    server.popen.send_signal(signal.SIGTERM)
+    return []
+
+
+async def drain_loaded(server: ServerProcess) -> list[str]:
+    """Half of the requests are streams; the last one's first token tells that all of them run."""
+    has_begun = asyncio.Event()
+    connections = [await Connection.to(server.port) for _ in range(NUM_ASKING - 1)]
+    connections.append(await Connection.to(server.port, lambda data: has_begun.set()))
+    asking = [
+        asyncio.create_task(connection.ask(generate("asked", num_new_tokens=128, stream=i % 2 == 1)))
+        for i, connection in enumerate(connections)
+    ]
+    await has_begun.wait()
+    server.popen.send_signal(signal.SIGTERM)
+    statuses = [answer.status for answer in await asyncio.gather(*asking)]
+    for connection in connections:
+        connection.close()
+    return [] if statuses == [200] * NUM_ASKING else [f"what ran was answered {statuses}"]
+
+
+async def drain_uploading(server: ServerProcess) -> list[str]:
+    """The second half of the file comes when the server is draining already."""
+    file = prefix_file("e2e")
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(request("PUT", "/tasks/asked", file)[: -len(file) // 2])
+    await asyncio.sleep(0.2)  # it has been read by then
+    server.popen.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.05)
+    writer.write(file[-len(file) // 2 :])
+    status = (await reader.read(12)).decode()
+    writer.close()
+    await writer.wait_closed()
+    return [] if status.endswith("200") else [f"the upload in flight was answered {status!r}"]
+
+
+def drain(directory: Path, kinds: list[Callable[[ServerProcess], object]]) -> list[str]:
+    """One server after the other, on one store; what was broken."""
+    directory.mkdir()
+    broken = []
+    with launcher(directory) as launch:
+        for kind in kinds:
+            server = launch()
+            upload(server, None, ["asked"])  # also tells that the store is whole
+            broken += asyncio.run(kind(server))
+            if (status := server.popen.wait(60)) != 0:
+                broken.append(f"it ended with {status}")
+    return broken
+
+
+def test_a_server_that_is_told_to_end_finishes_what_it_began(tmp_path: Path, report: dict[str, float]) -> None:
+    kinds = list(islice(cycle((drain_idle, drain_loaded, drain_uploading)), NUM_DRAINS))
+    shares = [kinds[i::NUM_SERVERS_AT_ONCE] for i in range(NUM_SERVERS_AT_ONCE)]
+    with ThreadPoolExecutor(NUM_SERVERS_AT_ONCE) as pool:
+        ended = [pool.submit(drain, tmp_path / str(i), share) for i, share in enumerate(shares)]
+        broken = list(chain.from_iterable(each.result() for each in ended))
+    report["drains"] = NUM_DRAINS
+    report["drains_broken"] = len(broken)
+    assert broken == []
