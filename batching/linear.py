@@ -56,7 +56,12 @@ class PlainLinear:
 
 def make_linear(weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Linear:
     """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None."""
-    is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn
-    if is_packable and weight.dtype in (torch.float32, torch.bfloat16):
-        return PackedLinear(weight, bias, activation)
-    return PlainLinear(weight, bias, activation)
+    is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
+    return PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
+
+
+def _can_pack(dtype: torch.dtype) -> bool:
+    """bfloat16 needs AVX-512 or its like: elsewhere oneDNN refuses to pack it."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
