@@ -1,14 +1,20 @@
 """Attention of a step's new tokens over the slots of their own rows.
 
-A step's tokens lie flat, `[N]`, row after row. `AttentionPlan` says once per step which tokens read which slots, and
-all layers follow it. Nothing is padded, stacked or gathered: a span of neighbouring slots is read in place, as a view.
+A step's tokens lie flat, `[N]`, row after row. A plan says once per step which tokens read which slots, and all layers
+follow it. Nothing is padded, stacked or gathered: slots are read in place. Where `kernels` has code for the cache, each
+row is read by itself, to its own length; elsewhere torch reads spans of neighbouring slots as views.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from batching import kernels
+from batching.kv_cache import KVCache
 
 # A long row makes the short ones of its span pay for its length. Up to this many positions a row that costs less than a
 # further span, whose few small operations take about as long as one row's attention over a hundred positions.
@@ -41,24 +47,64 @@ class Span:
         return self.is_later.shape[3]
 
 
+class AttentionPlan(Protocol):
+    @property
+    def positions(self) -> Tensor:
+        """`[N]`, each new token's place in its slot."""
+
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Write the new keys and values of one layer, then attend.
+
+        `qkv` `[N, 3, H, D]`, the queries already scaled; `keys`, `values` `[num_slots, H, max_model_len, D]`, one
+        layer's. Returns `[N, H * D]`.
+        """
+
+
+def plan_attention(rows: list[NewTokens], cache: KVCache) -> AttentionPlan:
+    """Plan a step whose rows come in this order."""
+    positions = torch.tensor([row.start + t for row in rows for t in range(row.num_tokens)], device=cache.keys.device)
+    return KernelPlan.of(rows, positions) if kernels.can_attend(cache.keys) else SpanPlan.of(rows, positions)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class AttentionPlan:
-    slots: Tensor  # [N]
+class KernelPlan:
     positions: Tensor  # [N]
+    rows: Tensor  # [R, 4]: a row's first token of the N, its slot, its start, its num_tokens
+
+    @classmethod
+    def of(cls, rows: list[NewTokens], positions: Tensor) -> "KernelPlan":
+        first_tokens = accumulate((row.num_tokens for row in rows), initial=0)
+        numbers = [(first, row.slot, row.start, row.num_tokens) for first, row in zip(first_tokens, rows, strict=False)]
+        return cls(positions, torch.tensor(numbers))
+
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return kernels.attend(qkv, keys, values, self.rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpanPlan:
+    positions: Tensor  # [N]
+    slots: Tensor  # [N]
     spans: tuple[Span, ...]
 
+    @classmethod
+    def of(cls, rows: list[NewTokens], positions: Tensor) -> "SpanPlan":
+        """Rows of one token on neighbouring slots share a span."""
+        slots = [row.slot for row in rows for _ in range(row.num_tokens)]
+        spans: list[Span] = []
+        first_token = 0
+        for span_rows in _group(rows):
+            is_later = _later_positions(span_rows, positions.device)
+            spans.append(Span(first_token, span_rows[0].slot, len(span_rows), span_rows[0].num_tokens, is_later))
+            first_token += sum(row.num_tokens for row in span_rows)
+        return cls(positions, torch.tensor(slots, device=positions.device), tuple(spans))
 
-def plan_attention(rows: list[NewTokens], device: torch.device) -> AttentionPlan:
-    """Plan a step whose rows come in this order. Rows of one token on neighbouring slots share a span."""
-    slots = [row.slot for row in rows for _ in range(row.num_tokens)]
-    positions = [row.start + t for row in rows for t in range(row.num_tokens)]
-    spans: list[Span] = []
-    first_token = 0
-    for span_rows in _group(rows):
-        is_later = _later_positions(span_rows, device)
-        spans.append(Span(first_token, span_rows[0].slot, len(span_rows), span_rows[0].num_tokens, is_later))
-        first_token += sum(row.num_tokens for row in span_rows)
-    return AttentionPlan(torch.tensor(slots, device=device), torch.tensor(positions, device=device), tuple(spans))
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(1)  # [N, H, D] each
+        keys[self.slots, :, self.positions] = k
+        values[self.slots, :, self.positions] = v
+        outputs = [_attend_span(q, keys, values, span) for span in self.spans]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _group(rows: list[NewTokens]) -> list[list[NewTokens]]:
@@ -81,18 +127,6 @@ def _later_positions(rows: list[NewTokens], device: torch.device) -> Tensor:
     starts = torch.tensor([row.start for row in rows], device=device)
     positions = starts[:, None] + torch.arange(rows[0].num_tokens, device=device)  # [B, T]
     return torch.arange(num_positions, device=device) > positions[:, None, :, None]  # [B, 1, T, S]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, plan: AttentionPlan) -> Tensor:
-    """Write the new keys and values of one layer, then attend.
-
-    `q` (already scaled), `k`, `v` `[N, H, D]`; `keys`, `values` one layer's `[num_slots, H, max_model_len, D]`.
-    Returns `[N, H * D]`.
-    """
-    keys[plan.slots, :, plan.positions] = k
-    values[plan.slots, :, plan.positions] = v
-    outputs = [_attend_span(q, keys, values, span) for span in plan.spans]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def _attend_span(q: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:

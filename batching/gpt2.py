@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
-from batching.attention import AttentionPlan, attend
+from batching.attention import AttentionPlan
 from batching.kv_cache import KVCache
 from batching.linear import ACTIVATIONS, Linear, make_linear
 from prefix_store.fingerprint import fingerprint
@@ -116,8 +116,7 @@ class Backbone:
         x = embeddings + self.position_embeddings[plan.positions]
         for layer, block in enumerate(self.blocks):
             qkv = block.qkv(block.norm_1(x)).view(-1, 3, H, D)
-            q, k, v = qkv.unbind(1)  # [N, H, D] each
-            attention = attend(q, k, v, cache.keys[layer], cache.values[layer], plan)
+            attention = plan.attend(qkv, cache.keys[layer], cache.values[layer])
             x = x + block.attention_out(attention)
             x = x + block.mlp_out(block.mlp_in(block.norm_2(x)))
         return self.final_norm(x)

@@ -47,7 +47,7 @@ def test_logits_are_within_1e_4_of_the_models_own(shape):
     cache.write_prefix(1, prefix.past_key_values)
     pieces = []
     for start, length in ((0, 20), (20, 29), (49, 1)):
-        plan = plan_attention([NewTokens(1, 9 + start, length)], torch.device("cpu"))
+        plan = plan_attention([NewTokens(1, 9 + start, length)], cache)
         hidden_states = backbone.forward(backbone.embed(torch.tensor(prompt[start : start + length])), plan, cache)
         pieces.append(backbone.logits(hidden_states))
     torch.testing.assert_close(

@@ -1,0 +1,89 @@
+"""The compiled loops compute what torch computes; what is not a row's own cannot reach it, whichever way is taken."""
+
+import pytest
+import torch
+
+from batching import kernels
+from batching.attention import KernelPlan, NewTokens, SpanPlan
+from batching.kv_cache import KVCache
+from prefix_store.prefix import BackboneShape
+
+NUM_SLOTS, NUM_HEADS, MAX_MODEL_LEN = 6, 3, 90
+# A row that starts, one that decodes far up, two neighbours that do, one that reads a piece; slot 3 is free.
+ROWS = [NewTokens(4, 0, 1), NewTokens(0, 80, 1), NewTokens(1, 9, 1), NewTokens(2, 13, 1), NewTokens(5, 20, 17)]
+NUM_TOKENS = sum(row.num_tokens for row in ROWS)
+
+needs_kernels = pytest.mark.skipif(kernels._library is None, reason="the kernels were not compiled")
+PLANS = [pytest.param(KernelPlan, marks=needs_kernels), SpanPlan]
+
+
+def make_cache(head_dim: int, dtype: torch.dtype, outside: float = 0.0) -> KVCache:
+    """Random entries below each row's start; `outside` above it, and NaN in the free slot if that is not 0."""
+    cache = KVCache(BackboneShape(1, NUM_HEADS, head_dim, 256), NUM_SLOTS, MAX_MODEL_LEN, dtype, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    for entries in (cache.keys[0], cache.values[0]):
+        entries[:] = torch.randn(entries.shape, generator=generator)
+        for row in ROWS:
+            entries[row.slot, :, row.start :] = outside
+        entries[3] = float("nan") if outside else 0.0
+    return cache
+
+
+def make_qkv(head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    qkv = torch.randn(NUM_TOKENS, 3, NUM_HEADS, head_dim, generator=torch.Generator().manual_seed(2))
+    qkv[:, 0] *= head_dim**-0.5
+    return qkv.to(dtype)
+
+
+def attend(plan: type[KernelPlan | SpanPlan], qkv: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    positions = torch.tensor([row.start + t for row in ROWS for t in range(row.num_tokens)])
+    return plan.of(ROWS, positions).attend(qkv, cache.keys[0], cache.values[0])
+
+
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("head_dim", kernels.HEAD_DIMS)
+def test_the_compiled_attention_is_that_of_torch_in_float32(head_dim, dtype, tolerance):
+    qkv, ours, theirs = make_qkv(head_dim, dtype), make_cache(head_dim, dtype), make_cache(head_dim, dtype)
+    wide = KVCache(BackboneShape(1, NUM_HEADS, head_dim, 256), NUM_SLOTS, MAX_MODEL_LEN, torch.float32, qkv.device)
+    wide.keys.copy_(theirs.keys)
+    wide.values.copy_(theirs.values)
+    torch.testing.assert_close(
+        attend(KernelPlan, qkv, ours).float(), attend(SpanPlan, qkv.float(), wide), rtol=tolerance, atol=tolerance
+    )
+    assert torch.equal(ours.keys.float(), wide.keys), "the new keys stand where they belong"
+    assert torch.equal(ours.values.float(), wide.values)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_what_lies_above_a_row_or_in_a_free_slot_changes_nothing(plan):
+    qkv = make_qkv(8, torch.float32)
+    clean = attend(plan, qkv, make_cache(8, torch.float32))
+    assert torch.equal(attend(plan, qkv, make_cache(8, torch.float32, outside=1e4)), clean)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_shows_it_and_harms_no_mate(plan, value):
+    qkv = make_qkv(8, torch.float32)
+    clean = attend(plan, qkv, make_cache(8, torch.float32))
+    cache = make_cache(8, torch.float32)
+    cache.keys[0, 1, 0, 4, 2] = value
+    cache.values[0, 1, 0, 4, 2] = value
+    output = attend(plan, qkv, cache)
+    assert not output[2].isfinite().all()
+    mates = [i for i in range(NUM_TOKENS) if i != 2]
+    assert torch.equal(output[mates], clean[mates])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab_size", [1, 7, 8, 97, 50257])
+def test_the_arg_max_is_the_first_of_the_largest(dtype, vocab_size):
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(3)).to(dtype)
+    first = [(row == row.max()).nonzero()[0, 0].item() for row in logits]
+    assert kernels.argmax(logits).tolist() == first
+    equal = torch.zeros(3, vocab_size, dtype=dtype)
+    assert kernels.argmax(equal).tolist() == [0, 0, 0]
+    forbidden = torch.full((2, vocab_size), float("-inf"), dtype=dtype)
+    forbidden[:, -1] = -1e4
+    assert kernels.argmax(forbidden).tolist() == [vocab_size - 1] * 2
