@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batching.kernels import argmax
 from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
@@ -42,8 +43,26 @@ def draw_uniforms(seed: int, choice: int, num_tokens: int) -> "np.ndarray[tuple[
 
 def sample(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> list[int]:
     """`[B, V]` finite float32 logits -> B token ids. Greedy rows take the largest, the others draw."""
-    scores = penalise(logits, rows, eos_token_id)
-    token_ids = scores.argmax(dim=-1)
+    token_ids: list[int] = argmax(logits).tolist()
+    # Most rows are done: a greedy one without a penalty keeps its largest, unless that is an end that comes too early.
+    others = [
+        i
+        for i, row in enumerate(rows)
+        if row.params.temperature > 0
+        or row.params.repetition_penalty != 1.0
+        or (token_ids[i] == eos_token_id and row.num_output_tokens < row.params.min_new_tokens)
+    ]
+    if others:
+        other_rows = [rows[i] for i in others]
+        scores = penalise(logits if len(others) == len(rows) else logits[others], other_rows, eos_token_id)
+        for i, token_id in zip(others, _choose(scores, other_rows), strict=True):
+            token_ids[i] = token_id
+    return token_ids
+
+
+def _choose(scores: Tensor, rows: list[SamplingRow]) -> list[int]:
+    """B token ids from scores `[B, V]` to which every penalty has been applied."""
+    token_ids = argmax(scores)
     drawing = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if drawing:
         token_ids[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
