@@ -7,6 +7,7 @@ FROM ${BASE} AS builder
 # pip options put before the torch pin: an index of CPU-only wheels, or `--find-links` with a folder of them.
 ARG TORCH_ARGS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 # pip lives beside the environment that it fills, so that the image has none.
 RUN python -m venv /pip && python -m venv --without-pip /opt/polyprefix
 WORKDIR /source
