@@ -29,6 +29,7 @@ COMMANDS = {
     "train-many": ("Tune the prefixes of many tasks over one loaded backbone.", "train"),
     "evaluate": ("Score a served task on a test set.", "train"),
     "convert": ("Turn prefix files of other projects into ours, and back.", "train"),
+    "experiment": ("Repeat the paper's comparisons on a backbone.", "train"),
 }
 
 

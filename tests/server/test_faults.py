@@ -227,7 +227,7 @@ def test_what_is_left_when_the_drain_is_over_ends_with_an_error(start: Start) ->
 
 def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
     gate = Gate()
-    gate.allow(10_000)  # more than any buffer on the way holds, and less than the whole answer
+    gate.allow(5_000)  # more than any buffer on the way holds, and less than the whole answer
     server = start(EchoEngine(max_model_len=100_000, before_step=gate), reader_stall_timeout=0.2)
     body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
     with socket.socket() as connection:
