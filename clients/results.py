@@ -155,10 +155,14 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class TaskConfig:
-    """A task's defaults: a request's own parameters win; `prompt_template` has one `{inputs}`."""
+    """A task's defaults: a request's own parameters win; `prompt_template` has one `{inputs}`.
+
+    `chat_template` has a template for `system`, `user` and `assistant`, each with one `{content}`.
+    """
 
     description: str = ""
     prompt_template: str | None = None
+    chat_template: Json | None = None
     parameters: Json = field(default_factory=dict)
 
     @classmethod

@@ -16,6 +16,7 @@ class TaskConfig:
 
     description: str = ""
     prompt_template: str | None = None
+    chat_template: Mapping[str, str] | None = None
     parameters: Mapping[str, object] = field(default_factory=dict)
 
 

@@ -63,6 +63,29 @@ class GenerateAnswer(BaseModel):
     details: DetailsAnswer | None = None
 
 
+class ScoredTokenAnswer(BaseModel):
+    id: int
+    text: str
+    logprob: float
+
+
+class ContinuationAnswer(BaseModel):
+    """`logprob` is the sum of its tokens'; `is_greedy`: whether each was the likeliest. `tokens` if asked for."""
+
+    logprob: float
+    num_tokens: int
+    is_greedy: bool
+    tokens: list[ScoredTokenAnswer] | None
+
+
+class ScoreAnswer(BaseModel):
+    """In the order of the continuations."""
+
+    task_id: str | None
+    version: int | None
+    scores: list[ContinuationAnswer]
+
+
 class VersionAnswer(BaseModel):
     version: int
     sha256: str
@@ -90,6 +113,7 @@ class UploadAnswer(BaseModel):
 class ConfigAnswer(BaseModel):
     description: str
     prompt_template: str | None
+    chat_template: dict[str, str] | None
     parameters: dict[str, object]
 
 

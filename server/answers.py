@@ -5,18 +5,18 @@ Knows the contract's names. Knows nothing of how rows come about.
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.generation import Generation
-from server.http import error_body
 from server.rows import Row, Token, finite
+from server.running import Sample
 from server.text import Tokenizer
 
-KEEP_ALIVE = b": keep-alive\n\n"
 
-
-def body_of(generation: Generation, rows: list[Row], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The JSON object; `rows` holds the best one first."""
+def body_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, Any]:
+    """The JSON object; `samples` holds the best one first."""
+    generation, rows = samples[0].generation, [sample.row for sample in samples]
     served = generation.served
     body: dict[str, Any] = {
         "generated_text": full_text(generation, rows[0]),
@@ -28,8 +28,9 @@ def body_of(generation: Generation, rows: list[Row], tokenizer: Tokenizer) -> di
     return body
 
 
-def event_of(index: int, token: Token, generation: Generation, row: Row, is_last: bool) -> bytes:
-    """One server-sent event. ASCII only: some readers take U+2028 and others for the end of a line."""
+def event_of(index: int, token: Token, sample: Sample, is_last: bool) -> bytes:
+    """One token's event."""
+    generation, row = sample.generation, sample.row
     event: dict[str, Any] = {
         "index": index,
         "token": _token(token),
@@ -40,50 +41,53 @@ def event_of(index: int, token: Token, generation: Generation, row: Row, is_last
     return sse(event)
 
 
-def sse(event: dict[str, Any]) -> bytes:
+def sse(event: Mapping[str, Any]) -> bytes:
+    """One server-sent event. ASCII only: some readers take U+2028 and others for the end of a line."""
     return b"data: " + json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n\n"
 
 
-def error_event(error: Exception, request_id: str) -> bytes:
-    """The last event of a stream that failed after its 200."""
-    return sse(error_body(error, request_id))
-
-
-def headers_of(generation: Generation) -> dict[str, str]:
-    """What is known before the first token."""
+def first_headers(samples: Sequence[Sample]) -> dict[str, str]:
+    """What is known with the first token; the time in the queue, in milliseconds, is the first row's."""
+    generation = samples[0].generation
     headers = {
-        "x-prompt-tokens": str(generation.num_prompt_tokens),
+        "x-prompt-tokens": str(num_prompt_tokens(samples)),
         "x-prefix-tokens": str(generation.num_prefix_tokens),
+        "x-queue-time": _ms(_queue_seconds(samples[0])),
     }
     if generation.served is not None:
         headers["x-task-version"] = str(generation.served.version)
     return headers
 
 
-def queue_header(generation: Generation, row: Row) -> dict[str, str]:
-    return {"x-queue-time": _ms(_queue_seconds(generation, row))}
-
-
-def final_headers(generation: Generation, rows: list[Row]) -> dict[str, str]:
-    """What is known at the end. Times are in milliseconds; one token's is that of the best row."""
-    total = time.monotonic() - generation.caller.arrived_at
-    inference = total - _queue_seconds(generation, rows[0])
+def final_headers(samples: Sequence[Sample]) -> dict[str, str]:
+    """What is known at the end. Times are in milliseconds; one token's is that of the first row."""
+    total = time.monotonic() - samples[0].generation.caller.arrived_at
+    inference = total - _queue_seconds(samples[0])
     return {
-        **headers_of(generation),
-        **queue_header(generation, rows[0]),
-        "x-generated-tokens": str(sum(len(row.tokens) for row in rows)),
+        **first_headers(samples),
+        "x-generated-tokens": str(num_generated_tokens(samples)),
         "x-total-time": _ms(total),
         "x-inference-time": _ms(inference),
-        "x-time-per-token": _ms(inference / max(1, len(rows[0].tokens))),
+        "x-time-per-token": _ms(inference / max(1, len(samples[0].row.tokens))),
     }
+
+
+def num_prompt_tokens(samples: Sequence[Sample]) -> int:
+    """A prompt counts once, however many samples there are of it."""
+    generations = {id(sample.generation): sample.generation for sample in samples}
+    return sum(generation.num_prompt_tokens for generation in generations.values())
+
+
+def num_generated_tokens(samples: Sequence[Sample]) -> int:
+    return sum(len(sample.row.tokens) for sample in samples)
 
 
 def full_text(generation: Generation, row: Row) -> str:
     return generation.inputs + row.text if generation.parameters.return_full_text else row.text
 
 
-def _queue_seconds(generation: Generation, row: Row) -> float:
-    return max(0.0, (row.admitted_at or 0.0) - generation.caller.arrived_at)
+def _queue_seconds(sample: Sample) -> float:
+    return max(0.0, (sample.row.admitted_at or 0.0) - sample.generation.caller.arrived_at)
 
 
 def _ms(seconds: float) -> str:

@@ -33,13 +33,13 @@ from server.log import make_logger
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import document
-from server.routes import admin, generate, operations, tasks
+from server.routes import admin, generate, openai, operations, score, tasks
 from server.services import BackboneFacts, Services
 from server.settings import Settings
 from server.text import Tokenizer
 from server.upload_room import UploadRoom
 
-ROUTERS = (generate.router, tasks.router, operations.router, admin.router)
+ROUTERS = (generate.router, openai.router, score.router, tasks.router, operations.router, admin.router)
 
 
 class ServerStartError(Exception):

@@ -117,36 +117,43 @@ class AsyncEngine:
         self._engine.check(work)
 
     @contextlib.contextmanager
-    def submitted(self, work: Work, num_rows: int = 1, max_queued: int | None = None) -> Iterator[Mailbox]:
-        """Queue the work for as long as the block runs: leaving it, in whatever way, aborts what is not finished.
+    def submitted(self, *works: Work, num_rows: int = 1, max_queued: int | None = None) -> Iterator[Mailbox]:
+        """Queue one tenant's works, all at once, for as long as the block runs. Their letters come into one mailbox.
 
-        `num_rows` is how many slots it will take, `max_queued` how many rows of its tenant may wait. Raises as
-        `check_room`.
+        Leaving the block, in whatever way, aborts what is not finished. `num_rows` is how many slots each work will
+        take, `max_queued` how many rows of the tenant may wait. Raises as `check_room`.
         """
-        self.check_room(work.tenant, num_rows, max_queued)
-        mailbox = Mailbox(work.request_id, work.tenant, num_rows)
-        self._mailboxes[work.request_id] = mailbox
-        self.room.take(work.tenant, num_rows)
-        self._inbox.put(work)
+        tenant = works[0].tenant
+        self.check_room(tenant, num_rows * len(works), max_queued)
+        mailbox = Mailbox(tenant, num_rows)
+        for work in works:
+            self._mailboxes[work.request_id] = mailbox
+            self.room.take(tenant, num_rows)
+        self._inbox.put(*works)
         self._watch_over()
         try:
             yield mailbox
         finally:
-            if self._forget(mailbox):
-                self._inbox.put(Abort(work.request_id))
-                self._watch_over()
+            self.abort(*(work.request_id for work in works))
+
+    def abort(self, *request_ids: str) -> None:
+        """Free what these works hold; one that has ended is ignored."""
+        open_ids = [request_id for request_id in request_ids if self._forget(request_id)]
+        if open_ids:
+            self._inbox.put(*map(Abort, open_ids))
+            self._watch_over()
 
     def fail_all(self, error: ServerError) -> None:
         """End every open request with `error`; their readers then abort them."""
         for mailbox in self._mailboxes.values():
             mailbox.fail(error)
 
-    def _forget(self, mailbox: Mailbox) -> bool:
+    def _forget(self, request_id: str) -> bool:
         """False if it was forgotten before: its last letter has come."""
-        known = self._mailboxes.pop(mailbox.request_id, None) is not None
-        if known:
+        mailbox = self._mailboxes.pop(request_id, None)
+        if mailbox is not None:
             self.room.give_back(mailbox.tenant, mailbox.num_rows)
-        return known
+        return mailbox is not None
 
     def _deliver(self, pulse: Pulse) -> None:
         for letter in pulse.letters:
@@ -154,11 +161,11 @@ class AsyncEngine:
             if mailbox is not None:
                 mailbox.put(letter)
                 if isinstance(letter, Compiled) or letter.finish_reason is not None:
-                    self._forget(mailbox)
+                    self._forget(letter.request_id)
         for request_id, error in pulse.refusals:
             if (mailbox := self._mailboxes.get(request_id)) is not None:
                 mailbox.fail(error)
-                self._forget(mailbox)
+                self._forget(request_id)
         self._on_pulse(pulse)
 
     # ------------------------------------------------------------ health, on the event loop

@@ -43,7 +43,11 @@ class BadRequest(ServerError):
 
 
 class InvalidValue(ServerError):
-    """A field's value."""
+    """A field's value; `field` is its name, where it is one field's."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class TooLarge(ServerError):

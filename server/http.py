@@ -18,16 +18,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from prefix_store.errors import shown
-from server.errors import (
-    ERRORS,
-    BadRequest,
-    InvalidValue,
-    TooLarge,
-    UnsupportedMediaType,
-    headers_of,
-    kind_of,
-    message_of,
-)
+from server.error_bodies import error_body
+from server.errors import ERRORS, BadRequest, InvalidValue, TooLarge, UnsupportedMediaType, headers_of, kind_of
 
 METHOD_NOT_ALLOWED = 405
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -52,12 +44,9 @@ def arrived_at_of(request: Request) -> float:
     return arrived_at
 
 
-def error_body(error: Exception, request_id: str) -> dict[str, str]:
-    return {"error": message_of(error, request_id), "error_type": kind_of(error).error_type}
-
-
-def error_response(error: Exception, request_id: str) -> JSONResponse:
-    return JSONResponse(error_body(error, request_id), kind_of(error).status, headers=headers_of(error))
+def error_response(error: Exception, path: str, request_id: str) -> JSONResponse:
+    """`path` is that of the request, which decides the dialect."""
+    return JSONResponse(error_body(error, path, request_id), kind_of(error).status, headers=headers_of(error))
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -67,7 +56,7 @@ def answer_errors(app: FastAPI) -> None:
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    response = error_response(error, request_id_of(request))
+    response = error_response(error, request.scope["path"], request_id_of(request))
     if response.status_code == METHOD_NOT_ALLOWED:
         # The router knows the methods of the first route of this path only.
         path = getattr(request.scope.get("route"), "path", None)
@@ -138,7 +127,7 @@ def validate(schema: type[Body], value: Any) -> Body:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise InvalidValue(_describe(error)) from None
+        raise InvalidValue(_describe(error), _first_field(error)) from None
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -161,6 +150,12 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 def _describe(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{shown('.'.join(map(str, problem['loc']))) or 'body'}: {problem['msg']}" for problem in problems)
+
+
+def _first_field(error: ValidationError) -> str | None:
+    """The body's own field that the first problem is in."""
+    place = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+    return shown(str(place[0])) if place else None
 
 
 def _finite(literal: str) -> float:

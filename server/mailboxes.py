@@ -23,9 +23,10 @@ class Inbox:
         self._filled = threading.Condition()
         self.filled_at: float | None = None
 
-    def put(self, item: Work | Abort | None) -> None:
+    def put(self, *items: Work | Abort | None) -> None:
+        """All items at once: the engine takes them in one turn."""
         with self._filled:
-            self._items.append(item)
+            self._items += items
             self.filled_at = self.filled_at or time.monotonic()
             self._filled.notify()
 
@@ -40,10 +41,12 @@ class Inbox:
 
 
 class Mailbox:
-    """One request's answers, on the event loop. A slow reader gets several at once, never fewer."""
+    """One request's answers, on the event loop. A slow reader gets several at once, never fewer.
 
-    def __init__(self, request_id: str, tenant: str, num_rows: int) -> None:
-        self.request_id = request_id
+    `tenant` pays for them, with `num_rows` slots for each work.
+    """
+
+    def __init__(self, tenant: str, num_rows: int) -> None:
         self.tenant = tenant
         self.num_rows = num_rows
         self._letters: list[Letter] = []

@@ -60,12 +60,12 @@ class RequestMiddleware:
         except ClientDisconnect:
             status = CLIENT_LEFT
         except BadRequest as error:
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await error_response(error, scope["path"], request_id)(scope, receive, send_with_id)
         except Exception as error:
             services.log.error("request_failed", request_id=request_id, exc_info=error)
             if status:
                 raise  # too late for an answer: the connection is cut, so that nobody takes half of one for whole
-            await error_response(error, request_id)(scope, receive, send_with_id)
+            await error_response(error, scope["path"], request_id)(scope, receive, send_with_id)
         finally:
             _record(services, scope, request_id, status or CLIENT_LEFT, time.monotonic() - arrived_at)
 

@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from server.admin_schemas import BackupBody, KeyBody, TenantBody, TenantPatch
 from server.answer_schemas import ErrorAnswer
-from server.schemas import GenerateBody, TaskPatch, TextUpload, TokenizeBody
+from server.openai.schemas import ChatBody, CompletionBody
+from server.schemas import GenerateBody, ScoreBody, TaskPatch, TextUpload, TokenizeBody
 
 COMPONENTS = "#/components/schemas/{model}"
 BODIES: Sequence[type[BaseModel]] = (
@@ -22,6 +23,9 @@ BODIES: Sequence[type[BaseModel]] = (
     TenantPatch,
     KeyBody,
     BackupBody,
+    CompletionBody,
+    ChatBody,
+    ScoreBody,
 )
 MEANINGS = {
     400: "The body is not JSON",
@@ -42,8 +46,12 @@ MEANINGS = {
 }
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorAnswer, "description": MEANINGS[status]} for status in statuses}
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": "JSON"}}}
+STREAM = {"text/event-stream": {"schema": EVENT}}
+
+
+def errors(*statuses: int, model: type[BaseModel] = ErrorAnswer) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": model, "description": MEANINGS[status]} for status in statuses}
 
 
 def json_body(schema: type[BaseModel]) -> dict[str, Any]:

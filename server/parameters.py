@@ -32,26 +32,37 @@ def is_sampling(parameters: GenerateParameters) -> bool:
 
 
 def check_combination(parameters: GenerateParameters, stream: bool) -> None:
-    has_beams, has_samples = (parameters.num_beams or 1) > 1, (parameters.best_of or 1) > 1
+    """Raise `InvalidValue` for what contradicts itself, in any dialect."""
+    has_beams, has_samples = parameters.num_slots > 1, parameters.num_samples > 1
     refused = {
         "num_beams > 1 is for greedy search only; leave out do_sample, temperature, top_k and top_p": has_beams
         and is_sampling(parameters),
         "num_beams > 1 cannot be streamed": has_beams and stream,
-        "num_beams > 1 does not go together with best_of > 1": has_beams and has_samples,
-        "best_of > 1 cannot be streamed": has_samples and stream,
-        "best_of > 1 needs sampling; set do_sample or temperature": has_samples and not is_sampling(parameters),
-        "decoder_input_details cannot be streamed": bool(parameters.decoder_input_details) and stream,
+        "num_beams > 1 does not go together with best_of > 1 or n > 1": has_beams and has_samples,
+        "best_of > 1 and n > 1 need sampling; set do_sample or temperature": has_samples
+        and not is_sampling(parameters),
     }
-    for message, holds in refused.items():
-        if holds:
-            raise InvalidValue(message)
+    _refuse(refused)
 
 
-def sampling_params(parameters: GenerateParameters, num_free_positions: int, stream: bool) -> SamplingParams:
-    """Fill in what is null. Where the context leaves no position, one is asked for, and the engine refuses it."""
+def check_event_stream(parameters: GenerateParameters) -> None:
+    """Raise `InvalidValue` for what the events of our own dialect have no place for."""
+    _refuse(
+        {
+            "best_of > 1 cannot be streamed": parameters.num_samples > 1,
+            "decoder_input_details cannot be streamed": bool(parameters.decoder_input_details),
+        }
+    )
+
+
+def sampling_params(parameters: GenerateParameters, num_free_positions: int, has_scores: bool) -> SamplingParams:
+    """Fill in what is null. Where the context leaves no position, one is asked for, and the engine refuses it.
+
+    `has_scores`: the tokens' log-probabilities are wanted, whether details are or not. A choice of samples needs them.
+    """
     samples = is_sampling(parameters)
     details = bool(parameters.details)
-    scores = stream or details or (parameters.best_of or 1) > 1
+    scores = has_scores or details or parameters.num_samples > 1
     given: dict[str, Any] = {
         "max_new_tokens": parameters.max_new_tokens or max(1, min(DEFAULT_MAX_NEW_TOKENS, num_free_positions)),
         "min_new_tokens": parameters.min_new_tokens,
@@ -67,3 +78,9 @@ def sampling_params(parameters: GenerateParameters, num_free_positions: int, str
         "early_stopping": parameters.early_stopping,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def _refuse(refused: Mapping[str, bool]) -> None:
+    for message, holds in refused.items():
+        if holds:
+            raise InvalidValue(message)

@@ -31,7 +31,7 @@ class Room:
         kept out by others' full queues.
         """
         if num_rows > self.max_rows:
-            raise RequestError(f"best_of makes {num_rows} rows of it; the server holds {self.max_rows}")
+            raise RequestError(f"the request makes {num_rows} rows; the server holds {self.max_rows}")
         wanted = self._rows[tenant] + num_rows
         waiting = MAX_QUEUED_PER_SLOT_OF_TENANT * self._num_slots if max_queued is None else max_queued
         if wanted > self._num_slots + waiting:

@@ -85,7 +85,7 @@ class Row:
         special = is_end_of_text or self._tokenizer.is_special(token_id)
         if logprob is None:
             return Token(token_id, text, None, special)
-        return Token(token_id, text, finite(logprob.logprob), special, tuple(self._top(*top) for top in logprob.top))
+        return Token(token_id, text, finite(logprob.logprob), special, likeliest(self._tokenizer, logprob))
 
     def _added_text(self, token_id: int, is_end_of_text: bool, is_last: bool) -> str:
         text = "" if is_end_of_text else self._detokenizer.push(token_id)
@@ -94,9 +94,29 @@ class Row:
         text = self._stops.push(text)
         return text + self._stops.finish() if is_last and not self._stops.has_stopped else text
 
-    def _top(self, token_id: int, logprob: float) -> Token:
-        text, special = self._tokenizer.decode([token_id]), self._tokenizer.is_special(token_id)
-        return Token(token_id, text, finite(logprob), special)
+
+def prompt_tokens(tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> list[Token]:
+    """A prompt's tokens, each with the text that it adds; `logprobs` are those of all but the first, or none.
+
+    The first one never has a log-probability: nothing of the prompt foretells it.
+    """
+    detokenizer = Detokenizer(tokenizer)
+    texts = [detokenizer.push(token_id) for token_id in token_ids]
+    texts[-1] += detokenizer.finish()
+    tokens = []
+    for i, (token_id, text) in enumerate(zip(token_ids, texts, strict=True)):
+        logprob = logprobs[i - 1] if i and logprobs else None
+        scored = (None, ()) if logprob is None else (finite(logprob.logprob), likeliest(tokenizer, logprob))
+        tokens.append(Token(token_id, text, scored[0], tokenizer.is_special(token_id), scored[1]))
+    return tokens
+
+
+def likeliest(tokenizer: Tokenizer, logprob: TokenLogprob) -> tuple[Token, ...]:
+    """The most likely tokens at a token's place, each as it reads alone."""
+    return tuple(
+        Token(token_id, tokenizer.decode([token_id]), finite(logprob), tokenizer.is_special(token_id))
+        for token_id, logprob in logprob.top
+    )
 
 
 def finite(logprob: float) -> float:

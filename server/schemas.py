@@ -12,13 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from batching.types import MAX_LENGTH_PENALTY, MAX_LOGPROBS, MAX_NUM_BEAMS, MAX_PENALTY, MAX_TOP_K, MIN_PENALTY
 
 INPUTS_PLACE = "{inputs}"
+CONTENT_PLACE = "{content}"
 MAX_SEED = 2**64 - 1
 MAX_COUNT = 2**31 - 1  # far above any context, and what any registry can hold
 MAX_BEST_OF = 16
+MAX_REQUEST_ROWS = 64
 MAX_STOP_STRINGS = 4
 
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Continuation = Annotated[str, Field(min_length=1)]
+Template = Annotated[str, Field(max_length=8192)]
 
 # Known parameters that are not supported and would change the text, each with the value that does not change it.
 UNSUPPORTED: Mapping[str, object] = {
@@ -30,6 +34,15 @@ UNSUPPORTED: Mapping[str, object] = {
     "watermark": False,
     "merged_adapters": None,
 }
+
+
+def refuse_unsupported(given: object, unsupported: Mapping[str, object]) -> object:
+    """For a validator that runs before the fields': raise unless each of these is null or changes nothing."""
+    if isinstance(given, dict):
+        for name, neutral in unsupported.items():
+            if given.get(name) is not None and given[name] != neutral:
+                raise ValueError(f"{name} is not supported; leave it out")
+    return given
 
 
 class Strict(BaseModel):
@@ -78,11 +91,17 @@ class GenerateParameters(Strict, TextParameters):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, given: object) -> object:
-        if isinstance(given, dict):
-            for name, neutral in UNSUPPORTED.items():
-                if given.get(name) is not None and given[name] != neutral:
-                    raise ValueError(f"{name} is not supported; leave it out")
-        return given
+        return refuse_unsupported(given, UNSUPPORTED)
+
+    @property
+    def num_samples(self) -> int:
+        """Of each prompt."""
+        return self.best_of or 1
+
+    @property
+    def num_slots(self) -> int:
+        """That each sample takes."""
+        return self.num_beams or 1
 
 
 class GenerateBody(Strict):
@@ -94,23 +113,50 @@ class GenerateBody(Strict):
     parameters: GenerateParameters | None = None
 
 
+def check_place(template: str, place: str) -> str:
+    if template.count(place) != 1:
+        raise ValueError(f"a template holds {place} exactly once, here {template.count(place)} times")
+    return template
+
+
+class ScoreBody(Strict):
+    """`details`: each token's own log-probability as well."""
+
+    inputs: str | None
+    continuations: Annotated[list[Continuation], Field(min_length=1, max_length=MAX_REQUEST_ROWS)]
+    task_id: str | None = None
+    details: bool | None = None
+
+
 class TaskParameters(Closed, TextParameters):
     """A task's own defaults; the request's own values win."""
+
+
+class ChatTemplate(Closed):
+    """How each role's message is written; the assistant's, up to its place, also asks for the answer."""
+
+    system: Template
+    user: Template
+    assistant: Template
+
+    @field_validator("system", "user", "assistant")
+    @classmethod
+    def _one_place(cls, template: str) -> str:
+        return check_place(template, CONTENT_PLACE)
 
 
 class ConfigPatch(Closed):
     """What is given is set, what is null is cleared, what is left out stays."""
 
     description: Annotated[str, Field(max_length=1000)] | None = None
-    prompt_template: Annotated[str, Field(max_length=8192)] | None = None
+    prompt_template: Template | None = None
+    chat_template: ChatTemplate | None = None
     parameters: TaskParameters | None = None
 
     @field_validator("prompt_template")
     @classmethod
     def _one_place(cls, template: str | None) -> str | None:
-        if template is not None and template.count(INPUTS_PLACE) != 1:
-            raise ValueError(f"a template holds {INPUTS_PLACE} exactly once, here {template.count(INPUTS_PLACE)} times")
-        return template
+        return None if template is None else check_place(template, INPUTS_PLACE)
 
 
 class TaskPatch(Closed):

@@ -13,8 +13,9 @@ from prefix_store.prefix import Prefix, PromptEmbeddings
 from prefix_store.tasks import Published
 from server.caller import Caller
 from server.errors import InvalidValue
-from server.generation import Patience, tokenize
+from server.generation import tokenize
 from server.rows import Row
+from server.running import Patience
 from server.services import Services
 
 

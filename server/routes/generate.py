@@ -1,7 +1,5 @@
 """The generate routes: one JSON object, a list of one, or server-sent events; the task in the body or in the path."""
 
-from collections.abc import AsyncGenerator
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -10,22 +8,19 @@ from fastapi.responses import JSONResponse, Response
 from prefix_store.tenants import Scope
 from server.access import Needs
 from server.answer_schemas import GenerateAnswer
-from server.answers import KEEP_ALIVE, body_of, error_event, event_of, final_headers, headers_of, queue_header
+from server.answers import body_of, event_of, final_headers
 from server.caller import caller_of
-from server.errors import INTERNAL, kind_of
-from server.generation import Generation, new_row, prepare, run, run_streaming
+from server.generation import prepare
 from server.http import read_json, unless_disconnected
-from server.openapi import errors, json_body
-from server.rows import Row
+from server.openapi import STREAM, errors, json_body
+from server.running import Added, Sample, best_first, run, samples_of
 from server.schemas import GenerateBody
-from server.services import Services, services_of
-from server.stream import EventStream
+from server.services import services_of
+from server.token_stream import stream_rows
 
 router = APIRouter(tags=["generate"], dependencies=[Depends(Needs(Scope.GENERATE))])
 
 ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
-EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": "JSON"}}}
-STREAM = {"text/event-stream": {"schema": EVENT}}
 JSON_OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"model": GenerateAnswer, "content": STREAM}, **ERRORS}
 LIST_OR_STREAM: dict[int | str, dict[str, Any]] = {200: {"model": list[GenerateAnswer], "content": STREAM}, **ERRORS}
 ONLY_STREAM: dict[int | str, dict[str, Any]] = {200: {"content": STREAM, "description": "Events"}, **ERRORS}
@@ -71,60 +66,30 @@ async def _answer(
     if stream:
         body = body.model_copy(update={"stream": True})
     generation = await unless_disconnected(request, prepare(services, caller, body, task_id))
+    samples = samples_of(services, [generation])
     if body.stream:
-        return await _stream(request, services, generation)
-    rows = await unless_disconnected(request, run(services, generation))
-    answer = body_of(generation, rows, services.tokenizer)
-    return JSONResponse([answer] if as_list else answer, headers=final_headers(generation, rows))
+        return await stream_rows(request, services, samples, _Events(samples[0]))
+    await unless_disconnected(request, run(services, samples))
+    samples = best_first(samples)
+    answer = body_of(samples, services.tokenizer)
+    return JSONResponse([answer] if as_list else answer, headers=final_headers(samples))
 
 
-async def _stream(request: Request, services: Services, generation: Generation) -> Response:
-    """The 200 goes out with the first token: an error before it is an answer like any other."""
-    row = new_row(services, generation)
-    events = _events(services, generation, row)
-    first = await unless_disconnected(request, _first(events))
-    headers = {**headers_of(generation), **queue_header(generation, row)}
-    return EventStream(
-        first,
-        events,
-        headers,
-        error_event=partial(_last_event, services, generation),
-        on_end=lambda outcome: services.metrics.streams.labels(outcome).inc(),
-        reader_stall_timeout=services.settings.reader_stall_timeout,
-    )
+class _Events:
+    """Our dialect's events: one for each token, the last with the whole text."""
 
+    def __init__(self, sample: Sample) -> None:
+        self._sample = sample
+        self._index = 0
 
-async def _events(services: Services, generation: Generation, row: Row) -> AsyncGenerator[bytes, None]:
-    """What can be written at once is one piece: a slow reader gets several events in it, never fewer."""
-    index = 0
-    tokens_of_steps = run_streaming(services, generation, row)
-    try:
-        async for tokens in tokens_of_steps:
-            written = b""
+    def of_step(self, added: Added) -> bytes:
+        written = b""
+        for sample, tokens in added.items():
             for i, token in enumerate(tokens):
-                index += 1
-                is_last = row.finish_reason is not None and i == len(tokens) - 1
-                written += event_of(index, token, generation, row, is_last)
-            yield written or KEEP_ALIVE
-    finally:
-        await tokens_of_steps.aclose()
+                self._index += 1
+                is_last = sample.row.finish_reason is not None and i == len(tokens) - 1
+                written += event_of(self._index, token, sample, is_last)
+        return written
 
-
-async def _first(events: AsyncGenerator[bytes, None]) -> bytes:
-    """The first piece that is not a keep-alive."""
-    try:
-        async for piece in events:
-            if piece is not KEEP_ALIVE:
-                return piece
-    except BaseException:
-        await events.aclose()
-        raise
-    raise AssertionError("a row that ended without a token and without an error")
-
-
-def _last_event(services: Services, generation: Generation, error: Exception) -> bytes:
-    """What goes wrong after the 200 is told by the stream's last event."""
-    request_id = generation.caller.request_id
-    if kind_of(error) is INTERNAL:
-        services.log.error("stream_failed", request_id=request_id, exc_info=error)
-    return error_event(error, request_id)
+    def at_end(self) -> bytes:
+        return b""

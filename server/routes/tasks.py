@@ -192,9 +192,11 @@ def _patched(patch: ConfigPatch, config: TaskConfig) -> TaskConfig:
     """What the patch names is set or cleared; the rest stays."""
     given = patch.model_fields_set
     parameters = {} if patch.parameters is None else patch.parameters.model_dump(exclude_none=True)
+    chat_template = None if patch.chat_template is None else patch.chat_template.model_dump()
     return TaskConfig(
         description=(patch.description or "") if "description" in given else config.description,
         prompt_template=patch.prompt_template if "prompt_template" in given else config.prompt_template,
+        chat_template=chat_template if "chat_template" in given else config.chat_template,
         parameters=parameters if "parameters" in given else config.parameters,
     )
 
@@ -224,6 +226,7 @@ def _task(task: Task, used: Usage) -> TaskAnswer:
     config = ConfigAnswer(
         description=task.config.description,
         prompt_template=task.config.prompt_template,
+        chat_template=None if task.config.chat_template is None else dict(task.config.chat_template),
         parameters=dict(task.config.parameters),
     )
     return TaskAnswer(

@@ -165,7 +165,7 @@ class EchoEngine:
             row.request.request_id,
             new_token_ids=() if failed else (token_id,),
             logprobs=() if failed else logprobs,
-            prompt_logprobs=tuple(TokenLogprob(id, -2.0) for id in row.request.prompt_token_ids[1:])
+            prompt_logprobs=tuple(TokenLogprob(id, -2.0, ((id, -2.0),)) for id in row.request.prompt_token_ids[1:])
             if params.prompt_logprobs
             else (),
             finish_reason=reason,

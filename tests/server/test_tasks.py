@@ -174,7 +174,8 @@ def test_settings_are_set_one_by_one_and_cleared_by_null(server: Running) -> Non
     config = {"description": "d", "prompt_template": "Q {inputs}", "parameters": {"temperature": 0.5, "top_k": None}}
     server.http.patch("/tasks/set", json={"config": config})
     answer = server.http.patch("/tasks/set", json={"config": {"prompt_template": None}}).json()["config"]
-    assert answer == {"description": "d", "prompt_template": None, "parameters": {"temperature": 0.5}}
+    cleared = {"prompt_template": None, "chat_template": None}
+    assert answer == {"description": "d", "parameters": {"temperature": 0.5}, **cleared}
     assert server.http.get("/tasks/set").json()["config"] == answer
 
 

@@ -1,0 +1,74 @@
+"""Rows that run, as a stream of server-sent events in some dialect.
+
+Knows when something is written, and what is when nothing is. Knows no dialect.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
+from typing import Protocol
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from server.answers import first_headers, sse
+from server.error_bodies import error_body
+from server.errors import INTERNAL, kind_of
+from server.http import request_id_of, unless_disconnected
+from server.running import Added, Sample, run_streaming
+from server.services import Services
+from server.stream import EventStream
+
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class Events(Protocol):
+    """How a dialect writes what a step added to the rows, and the end of the stream; nothing may be to write."""
+
+    def of_step(self, added: Added) -> bytes: ...
+    def at_end(self) -> bytes: ...
+
+
+async def stream_rows(request: Request, services: Services, samples: Sequence[Sample], events: Events) -> Response:
+    """The 200 goes out with the first token: an error before it is an answer like any other."""
+    pieces = _pieces(services, samples, events)
+    first = await unless_disconnected(request, _first(pieces))
+    return EventStream(
+        first,
+        pieces,
+        first_headers(samples),
+        error_event=partial(_error_event, request, services),
+        on_end=lambda outcome: services.metrics.streams.labels(outcome).inc(),
+        reader_stall_timeout=services.settings.reader_stall_timeout,
+    )
+
+
+async def _pieces(services: Services, samples: Sequence[Sample], events: Events) -> AsyncGenerator[bytes, None]:
+    """What can be written at once is one piece: a slow reader gets several events in it, never fewer."""
+    steps = run_streaming(services, samples)
+    try:
+        async for added in steps:
+            yield events.of_step(added) or KEEP_ALIVE
+        if end := events.at_end():
+            yield end
+    finally:
+        await steps.aclose()
+
+
+async def _first(pieces: AsyncGenerator[bytes, None]) -> bytes:
+    """The first piece that is not a keep-alive."""
+    try:
+        async for piece in pieces:
+            if piece is not KEEP_ALIVE:
+                return piece
+    except BaseException:
+        await pieces.aclose()
+        raise
+    raise AssertionError("a row that ended without a token and without an error")
+
+
+def _error_event(request: Request, services: Services, error: Exception) -> bytes:
+    """What goes wrong after the 200 is told by the stream's last event."""
+    request_id = request_id_of(request)
+    if kind_of(error) is INTERNAL:
+        services.log.error("stream_failed", request_id=request_id, exc_info=error)
+    return sse(error_body(error, request.url.path, request_id))

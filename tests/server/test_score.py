@@ -1,0 +1,95 @@
+"""The score route, on a tiny real model, compared with transformers; the tokens' places on the echo engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Backend
+from transformers import GPT2LMHeadModel
+
+from batching.engine import Engine
+from batching.gpt2 import Backbone
+from tests.server.conftest import Running, running
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(tiny_model).eval()
+
+
+@pytest.fixture(scope="module")
+def real(
+    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend, model: GPT2LMHeadModel
+) -> Iterator[Running]:
+    engine: Any = Engine(Backbone.from_model(model), max_num_seqs=4)
+    with running(tmp_path_factory.mktemp("store"), byte_tokenizer, engine) as server:
+        yield server
+
+
+def score(server: Running, inputs: str | None, continuations: list[str], **fields: Any) -> list[dict[str, Any]]:
+    answer = server.http.post("/score", json={"inputs": inputs, "continuations": continuations, **fields})
+    assert answer.status_code == 200, answer.text
+    scores: list[dict[str, Any]] = answer.json()["scores"]
+    return scores
+
+
+@torch.no_grad()
+def expected(model: GPT2LMHeadModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    logits = model(torch.tensor([context + continuation])).logits[0, len(context) - 1 : -1]
+    own = logits.log_softmax(-1)[range(len(continuation)), continuation]
+    return own.sum().item(), logits.argmax(-1).tolist() == continuation
+
+
+def test_scores_are_those_of_transformers(real: Running, model: GPT2LMHeadModel) -> None:
+    greedy = real.generate("the sea", max_new_tokens=3)["generated_text"]
+    continuations = [" is", " was blue", greedy or "x", "é", "!"]
+    for each, text in zip(score(real, "the sea", continuations), continuations, strict=True):
+        logprob, is_greedy = expected(model, list(b"the sea"), list(text.encode()))
+        assert each["logprob"] == pytest.approx(logprob, abs=1e-4)
+        assert (each["num_tokens"], each["is_greedy"]) == (len(text.encode()), is_greedy)
+        assert each["tokens"] is None
+
+
+def test_the_sums_are_those_of_the_tokens(real: Running) -> None:
+    (each,) = score(real, "the sea", [" is"], details=True)
+    assert [token["text"] for token in each["tokens"]] == [" ", "i", "s"]
+    assert each["logprob"] == pytest.approx(sum(token["logprob"] for token in each["tokens"]))
+
+
+@pytest.mark.parametrize("inputs", ["", None])
+def test_without_inputs_the_end_of_text_token_comes_first(
+    real: Running, model: GPT2LMHeadModel, inputs: str | None
+) -> None:
+    (each,) = score(real, inputs, ["ab"])
+    assert each["logprob"] == pytest.approx(expected(model, [256], list(b"ab"))[0], abs=1e-4)
+
+
+def test_spaces_at_the_inputs_end_are_the_continuations(server: Running) -> None:
+    (each,) = score(server, "ab ", ["c"], details=True)
+    assert [token["text"] for token in each["tokens"]] == [" ", "c"]
+
+
+def test_a_tasks_template_and_version_are_used(server: Running) -> None:
+    server.upload("judge")
+    server.http.patch("/tasks/judge", json={"config": {"prompt_template": "{inputs}:"}})
+    answer = server.http.post("/score", json={"task_id": "judge", "inputs": "ab", "continuations": ["c", "de"]})
+    assert (answer.json()["task_id"], answer.json()["version"]) == ("judge", 1)
+    assert answer.headers["x-prompt-tokens"] == str(len("ab:c") + len("ab:de"))
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [
+        (404, {"task_id": "nobody"}),
+        (422, {"continuations": []}),
+        (422, {"continuations": [""]}),
+        (422, {"continuations": ["a"] * 65}),
+        (422, {"continuations": "a"}),
+        (422, {"continuations": ["a" * 200]}),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(server: Running, status: int, fields: dict[str, Any]) -> None:
+    answer = server.http.post("/score", json={"inputs": "ab", "continuations": ["c"], **fields})
+    assert answer.status_code == status
