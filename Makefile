@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH_ARGS ?=
 BENCH ?= engine
 
-.PHONY: venv demo test check format bench torture
+.PHONY: venv demo test test-clients check format bench torture
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -22,6 +22,21 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# Other people's clients, unmodified, against a server of ours. Their pins contradict each other, so there are two more
+# environments; huggingface_hub 2 is in our own.
+test-clients: venv .venv-clients/openai/.installed .venv-clients/tgi/.installed
+	.venv-clients/openai/bin/python -m pytest -c tests/clients_real/pytest.ini --rootdir . \
+		tests/clients_real/test_openai.py tests/clients_real/test_huggingface_hub.py tests/clients_real/test_lm_eval.py \
+		tests/clients_real/test_langchain_openai.py tests/clients_real/test_langchain_huggingface.py
+	.venv-clients/tgi/bin/python -m pytest -c tests/clients_real/pytest.ini --rootdir . \
+		tests/clients_real/test_text_generation.py tests/clients_real/test_lorax_client.py
+	$(BIN)/python -m pytest -c tests/clients_real/pytest.ini --rootdir . tests/clients_real/test_huggingface_hub.py
+
+.venv-clients/%/.installed: tests/clients_real/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
 
 check: venv
 	$(BIN)/ruff format --check .
