@@ -25,9 +25,6 @@ class Outcome:
     trial: Trial
     dev_loss: float
     dev_bleu: float
-    dev_losses: Sequence[tuple[int, float]]
-    num_steps: int
-    seconds: float
 
 
 class Lab:
@@ -52,7 +49,7 @@ class Lab:
         wanted = list(trials)
         results = self._results([(trial, None) for trial in wanted])
         return [
-            Outcome(trial, **{name: result[name] for name in OUTCOME})
+            Outcome(trial, result["dev_loss"], result["dev_bleu"])
             for trial, result in zip(wanted, results, strict=True)
         ]
 
@@ -84,9 +81,6 @@ class Lab:
             file.write(json.dumps(result) + "\n")
         self._known[key_of(Trial(**result["trial"]), result["split"])] = result
         self._tell(describe(result))
-
-
-OUTCOME = ("dev_loss", "dev_bleu", "dev_losses", "num_steps", "seconds")
 
 
 def round_rate(rate: float) -> float:

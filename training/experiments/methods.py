@@ -25,7 +25,6 @@ from training.settings import Settings
 # B rows, T tokens per row, P virtual tokens, H heads, D head_dim
 
 LORA_RANK = 8  # on the attention's projection, with alpha 16 and no dropout: about as many numbers as a prefix of 10
-INIT_STD = 0.02  # GPT-2's own
 
 
 class Method(torch.nn.Module, ABC):
