@@ -41,5 +41,5 @@ def check_same_run(path: Path, found: Mapping[str, object], expected: Mapping[st
         name = differing[0]
         raise OtherRun(
             f"{path} was made with another {', '.join(differing)} ({name} {found.get(name)!r}, now {expected[name]!r})"
-            "; give the same again, or leave --resume out to start afresh"
+            "; give the same again, or start afresh: without --resume, or in an empty folder"
         )

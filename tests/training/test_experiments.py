@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from training.errors import OtherRun
 from training.experiments.command import EXPERIMENTS
 from training.experiments.lab import Lab
 from training.experiments.scales import SCALES
@@ -61,7 +62,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(checkpoint: Path, data: Path, out: Path) -> Iterator[Lab]:
-    with Lab(Place(str(checkpoint), data, TINY, out, "cpu"), 1, print) as lab:
+    with Lab(Place(str(checkpoint), data, TINY, out, "cpu"), "any", 1, print) as lab:
         yield lab
 
 
@@ -85,8 +86,16 @@ def test_what_is_known_is_not_run_again_and_half_a_line_is(lab: Lab, checkpoint:
     assert results.read_text() == before
     results.write_text(before[:-20])  # killed while writing
     lost = Trial(**json.loads(before.splitlines()[-1])["trial"])
-    with Lab(Place(str(checkpoint), data, TINY, out, "cpu"), 1, print) as again:
+    with Lab(Place(str(checkpoint), data, TINY, out, "cpu"), "any", 1, print) as again:
         (outcome,) = again.run([lost])
     assert outcome.trial == lost
     lines = results.read_text().splitlines()
     assert [json.loads(line)["trial"] for line in lines] == [json.loads(line)["trial"] for line in before.splitlines()]
+
+
+def test_a_folder_belongs_to_one_backbone_and_scale(lab: Lab, checkpoint: Path, data: Path, out: Path) -> None:
+    place = Place(str(checkpoint), data, TINY, out, "cpu")
+    with pytest.raises(OtherRun, match="another backbone"):
+        Lab(place, "other", 1, print)
+    with pytest.raises(OtherRun, match="another batch_size"):
+        Lab(replace(place, scale=replace(TINY, batch_size=3)), "any", 1, print)

@@ -39,12 +39,13 @@ def experiment(
     with told_errors():
         chosen = list(EXPERIMENTS) if names == ["all"] else names
         check(chosen, scale)
+        fingerprint = load_backbone(model, "cpu").fingerprint
         made_with = {
-            "backbone": load_backbone(model, "cpu").fingerprint,
+            "backbone": fingerprint,
             "command": " ".join(["polyprefix", *sys.argv[1:]]),
             "scale": scale,
         }
-        with Lab(Place(model, data, SCALES[scale], out, device), processes, typer.echo) as lab:
+        with Lab(Place(model, data, SCALES[scale], out, device), fingerprint, processes, typer.echo) as lab:
             for name in chosen:
                 report = EXPERIMENTS[name](lab)
                 report.write(out, name, made_with)

@@ -1,7 +1,7 @@
 """Runs trials, several at a time, and keeps what each one came to, so that an experiment goes on where it was left.
 
 Knows processes and files. `trials.jsonl` has one line for each result; what was tuned lies in `tuned/` beside it, and
-both belong to one backbone, scale and data.
+both belong to the backbone, scale and data that `lab.json` names.
 """
 
 import json
@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
+from training.checkpoint import check_same_run
 from training.experiments.trials import Trial
 from training.experiments.worker import Place, start_worker, work
 
@@ -28,8 +29,11 @@ class Outcome:
 
 
 class Lab:
-    def __init__(self, place: Place, num_processes: int, tell: Callable[[str], None]) -> None:
-        """`tell` hears one line for each result."""
+    def __init__(self, place: Place, fingerprint: str, num_processes: int, tell: Callable[[str], None]) -> None:
+        """`fingerprint` is the backbone's; `tell` hears one line for each result.
+
+        Raises OtherRun if the folder holds results of another backbone, scale or data."""
+        claim(place.out / "lab.json", {"backbone": fingerprint, "data": str(place.data), **asdict(place.scale)})
         self.scale = place.scale
         self._tell = tell
         self._path = place.out / "trials.jsonl"
@@ -76,11 +80,18 @@ class Lab:
         return [self._known[key_of(*ask)] for ask in asked]
 
     def _keep(self, result: dict[str, Any]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         self._known[key_of(Trial(**result["trial"]), result["split"])] = result
         self._tell(describe(result))
+
+
+def claim(path: Path, made_with: dict[str, Any]) -> None:
+    text = json.dumps(made_with, indent=2)
+    if path.exists():
+        check_same_run(path, json.loads(path.read_text(encoding="utf-8")), json.loads(text))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def round_rate(rate: float) -> float:
