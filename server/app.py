@@ -21,6 +21,7 @@ from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from server.access import LOCAL, Access, is_loopback
 from server.administration import Administration
+from server.admission import Admission
 from server.async_engine import AsyncEngine, EngineLike
 from server.audit import AuditLog
 from server.bookkeeping import books_kept
@@ -124,7 +125,7 @@ def create_app(
         redirect_slashes=False,
         redoc_url=None,
     )
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, admission=Admission(generate.router, openai.router, score.router))
     answer_errors(app)
     for router in ROUTERS:
         app.include_router(router)

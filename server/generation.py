@@ -58,7 +58,6 @@ class Generation:
 
 async def prepare(services: Services, caller: Caller, body: GenerateBody, path_task_id: str | None) -> Generation:
     """Find the task, tokenize the prompt, settle the parameters. All that can be refused is refused here."""
-    services.check_open(caller.principal)
     own, stream = body.parameters or GenerateParameters(), bool(body.stream)
     served = await find_task(services, caller, path_task_id, body.task_id, own.task_id, own.adapter_id)
     parameters = own if served is None else with_defaults(own, served.config.parameters)

@@ -10,8 +10,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.admission import Admission
 from server.body_pace import PacedBody
-from server.errors import BadRequest
+from server.errors import INTERNAL, BadRequest, kind_of
 from server.http import choose_request_id, error_response
 from server.services import Services
 
@@ -27,8 +28,9 @@ BROWSER_HEADERS = {
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
         self._app = app
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,13 +58,13 @@ class RequestMiddleware:
         try:
             _check_framing(scope)
             _check_host(services, scope)
+            await self._admission.check(scope)
             await self._app(scope, paced, send_with_id)
         except ClientDisconnect:
             status = CLIENT_LEFT
-        except BadRequest as error:
-            await error_response(error, scope["path"], request_id)(scope, receive, send_with_id)
-        except Exception as error:
-            services.log.error("request_failed", request_id=request_id, exc_info=error)
+        except Exception as error:  # refused before the router, or our own failure
+            if kind_of(error) is INTERNAL:
+                services.log.error("request_failed", request_id=request_id, exc_info=error)
             if status:
                 raise  # too late for an answer: the connection is cut, so that nobody takes half of one for whole
             await error_response(error, scope["path"], request_id)(scope, receive, send_with_id)

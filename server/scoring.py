@@ -29,7 +29,6 @@ class Scoring:
 
 async def prepare_scoring(services: Services, caller: Caller, body: ScoreBody) -> Scoring:
     """Find the task and tokenize. All that can be refused is refused here."""
-    services.check_open(caller.principal)
     served = await find_task(services, caller, body.task_id)
     inputs = body.inputs or ""
     context = inputs if served is None else render(served.config.prompt_template, inputs)

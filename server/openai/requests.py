@@ -22,7 +22,6 @@ TEMPERATURE = 1.0
 
 async def prepare_completion(services: Services, caller: Caller, body: CompletionBody) -> list[Generation]:
     """One generation for each prompt. All that can be refused is refused here."""
-    services.check_open(caller.principal)
     served = await find_task(services, caller, body.model)
     own = _own_parameters(
         body,
@@ -42,7 +41,6 @@ async def prepare_completion(services: Services, caller: Caller, body: Completio
 
 async def prepare_chat(services: Services, caller: Caller, body: ChatBody) -> list[Generation]:
     """A conversation is one prompt. Raises `InvalidValue` where the task has no chat template."""
-    services.check_open(caller.principal)
     served = await find_task(services, caller, body.model)
     if served is None or served.config.chat_template is None:
         raise InvalidValue("this task's config has no chat_template; set one by PATCH, or use completions", "model")

@@ -61,7 +61,6 @@ async def _answer(
     request: Request, task_id: str | None = None, *, stream: bool = False, as_list: bool = False
 ) -> Response:
     services, caller = services_of(request), caller_of(request)
-    services.limits.admit(caller.principal)
     body = await read_json(request, GenerateBody, services.settings.max_json_bytes)
     if stream:
         body = body.model_copy(update={"stream": True})

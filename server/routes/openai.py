@@ -41,7 +41,6 @@ PAGE = 1000
 )
 async def completions(request: Request) -> Response:
     services, caller = services_of(request), caller_of(request)
-    services.limits.admit(caller.principal)
     body = await read_json(request, CompletionBody, services.settings.max_json_bytes)
     generations = await unless_disconnected(request, prepare_completion(services, caller, body))
     form = TextForm(services.tokenizer, bool(body.echo), has_logprobs=body.logprobs is not None)
@@ -57,7 +56,6 @@ async def completions(request: Request) -> Response:
 async def chat(request: Request) -> Response:
     """For a task whose config has a `chat_template`."""
     services, caller = services_of(request), caller_of(request)
-    services.limits.admit(caller.principal)
     body = await read_json(request, ChatBody, services.settings.max_json_bytes)
     generations = await unless_disconnected(request, prepare_chat(services, caller, body))
     form = ChatForm(services.tokenizer, has_logprobs=bool(body.logprobs))

@@ -24,7 +24,6 @@ ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504)
 async def score(request: Request) -> Response:
     """The log-likelihood of each continuation after `inputs`, as the task's template puts them."""
     services, caller = services_of(request), caller_of(request)
-    services.limits.admit(caller.principal)
     body = await read_json(request, ScoreBody, services.settings.max_json_bytes)
     scoring = await unless_disconnected(request, prepare_scoring(services, caller, body))
     samples = samples_of(services, scoring.generations)

@@ -223,12 +223,18 @@ class Arrivals:
         return self.answers
 
     async def _ask_once(self, request: bytes) -> None:
-        connection = self._idle.pop() if self._idle else None
-        if connection is None or not connection.is_fresh:
-            connection = await Connection.to(self.port, self.on_data)
+        connection = self._idle_connection() or await Connection.to(self.port, self.on_data)
         self.answers.append(await connection.ask(request))
         if connection.is_open:
             self._idle.append(connection)
+
+    def _idle_connection(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_fresh:
+                return connection
+            connection.close()
+        return None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
