@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batching import kernels
 from batching.engine import Engine
 from batching.gpt2 import Backbone
 from batching.types import Compile, Compiled, ContextTooLong, FinishReason, RequestError
@@ -69,7 +70,12 @@ def test_slots_begin_as_zeros():
     assert not cache.values.any()
 
 
-def test_nan_in_free_slots_and_large_numbers_above_live_rows_change_nothing():
+@pytest.mark.parametrize("attention", ["as here", "without kernels"])
+def test_nan_in_free_slots_and_large_numbers_above_live_rows_change_nothing(
+    attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if attention == "without kernels":
+        monkeypatch.setattr(kernels, "_library", None)
     engine = make_engine(MODEL, 6)
     poison(engine)
     outputs = run(engine, a_crowd() + a_crowd(), {i: 2 * i for i in range(16)})
