@@ -17,11 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
 from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
 from batching.types import Request, SamplingParams
+from benchmarks.alone import generate_alone
 from benchmarks.report import finish
 from prefix_store.prefix import Prefix
 
@@ -60,27 +61,13 @@ def requests_per_second_of_engine(engine: Engine, requests: list[Request]) -> fl
     return len(requests) / (time.perf_counter() - started_at)
 
 
-@torch.inference_mode()
 def requests_per_second_of_transformers(model: GPT2LMHeadModel, requests: list[Request]) -> float:
     started_at = time.perf_counter()
     for request in requests:
         assert request.prefix is not None
-        cache = DynamicCache()
-        past_key_values = request.prefix.past_key_values.to(model.device, model.dtype).transpose(2, 3)
-        for layer, (keys, values) in enumerate(past_key_values):
-            cache.update(keys[None], values[None], layer)
-        prompt = list(request.prompt_token_ids)
-        input_ids = torch.tensor([prompt[:1] * NUM_VIRTUAL_TOKENS + prompt], device=model.device)
-        output = model.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            past_key_values=cache,
-            do_sample=False,
-            max_new_tokens=NUM_NEW_TOKENS,
-            min_new_tokens=NUM_NEW_TOKENS,
-            pad_token_id=model.config.eos_token_id,
-        )
-        assert output.shape[1] == input_ids.shape[1] + NUM_NEW_TOKENS
+        past_key_values, prompt = request.prefix.past_key_values, request.prompt_token_ids
+        new_token_ids = generate_alone(model, past_key_values, prompt, NUM_NEW_TOKENS, NUM_NEW_TOKENS)
+        assert len(new_token_ids) == NUM_NEW_TOKENS
     return len(requests) / (time.perf_counter() - started_at)
 
 

@@ -40,17 +40,27 @@ def spread(numbers: Sequence[float]) -> str:
     return f"{statistics.median(numbers):.3g} ({min(numbers):.3g} to {max(numbers):.3g})"
 
 
+def rounded(number: float) -> float:
+    """To five significant digits, since a difference may be tiny; a count stays as it is."""
+    return number if isinstance(number, int) else float(f"{number:.5g}")
+
+
 def finish(name: str, rows: Mapping[str, Sequence[float]], figures: Mapping[str, float], out: Path | None) -> None:
-    """Print what was measured and the figures; write them to `out`, if given; end with the JSON line."""
+    """Print what was measured, then as `finish_table`."""
     table = Table("measured", "median (min to max)", title=name)
     for label, numbers in rows.items():
         table.add_row(label, spread(numbers))
+    finish_table(name, table, figures, out)
+
+
+def finish_table(name: str, table: Table, figures: Mapping[str, float], out: Path | None) -> None:
+    """Print the table; write the figures to `out`, if given; end with the JSON line."""
     Console().print(table)
     result = {
         "name": name,
         "machine": machine(),
         "commit": commit(),
-        "figures": {key: round(value, 4) for key, value in figures.items()},
+        "figures": {key: rounded(value) for key, value in figures.items()},
     }
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n")

@@ -27,7 +27,7 @@ class DemoTask:
 
 
 def embedded_tasks() -> list[DemoTask]:
-    """What ships beside the embedded model; the examples come from the tasks' dev sets, unseen in training."""
+    """What ships beside the embedded model; the examples come from the tasks' dev sets."""
     described = json.loads((POCKET / "tasks.json").read_text(encoding="utf-8"))
     return [
         DemoTask(

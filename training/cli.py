@@ -24,7 +24,7 @@ from training.convert import FORMS
 from training.convert import convert as convert_file
 from training.errors import TrainingError
 from training.evaluate import SCORING_OF_FORMAT, SCORINGS, Answers, Report, TestSet, ask, score
-from training.examples import FORMATS, guess_format, read_examples
+from training.examples import FORMAT_NAMES, guess_format, read_examples
 from training.jobs import choose_format, read_jobs
 from training.progress_bar import ProgressBar
 from training.run import Job, run_jobs
@@ -39,7 +39,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last chec
 RowsPerPass = Annotated[int, typer.Option(min=1, help="Rows in one pass; a step with more of them accumulates.")]
 Upload = Annotated[str | None, typer.Option(metavar="URL", help="Upload to the server there, template included.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="The tenant's key.")]
-Format = Annotated[str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}; told by the name if not given.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help=f"{', '.join(FORMAT_NAMES)}; told by the name if not given.")
+]
 
 
 def train(
@@ -116,7 +118,7 @@ def evaluate(
     url: Annotated[str, typer.Option(envvar="POLYPREFIX_URL", help="Where the server answers.")] = DEFAULT_URL,
     api_key: ApiKey = None,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help=f"One for all or one for each: {', '.join(FORMATS)}.")
+        list[str] | None, typer.Option("--format", help=f"One for all or one for each: {', '.join(FORMAT_NAMES)}.")
     ] = None,
     scoring: Annotated[str | None, typer.Option(help=f"BLEU as for {' or '.join(SCORINGS)}; by format.")] = None,
     num_beams: Annotated[int | None, typer.Option(help="The paper has 5 for table-to-text.")] = None,

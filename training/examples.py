@@ -6,14 +6,15 @@ Knows the formats by name. Knows nothing of prompt templates or tokens. Any file
 import csv
 import gzip
 import json
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from training.errors import BadExamples
+from training.records import dialogue_fields, render, render_triples, slot_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,14 @@ class Example:
     targets: tuple[str, ...]
 
 
+Reader = Callable[[Path], Iterator[Example]]
+
+
 def read_examples(path: Path, format_name: str) -> list[Example]:
-    """Read a file in one of `FORMATS`. Raises `BadExamples`, which says where and what was expected."""
-    check_format(format_name)
+    """Read a file in one of the `FORMAT_NAMES`. Raises `BadExamples`, which says where and what was expected."""
+    read = reader_of(format_name)
     try:
-        examples = list(FORMATS[format_name](path))
+        examples = list(read(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
         reason = str(error) if isinstance(error, BadExamples | OSError) else repr(error)
         raise BadExamples(f"{path} cannot be read as {format_name!r}: {reason}") from error
@@ -37,20 +41,25 @@ def read_examples(path: Path, format_name: str) -> list[Example]:
     return examples
 
 
-def check_format(name: str) -> None:
-    if name not in FORMATS:
-        raise BadExamples(f"no format {name!r}; there are {', '.join(FORMATS)}")
+def reader_of(format_name: str) -> Reader:
+    """Raises `BadExamples` for a name that is none of the `FORMAT_NAMES`."""
+    kind, _, service = format_name.partition(":")
+    if kind == "sgd" and service:
+        return partial(read_sgd, service=service)
+    if format_name not in FORMATS:
+        raise BadExamples(f"no format {format_name!r}; there are {', '.join(FORMAT_NAMES)}")
+    return FORMATS[format_name]
 
 
 def guess_format(path: Path) -> str:
-    """The format that a file's name stands for; `webnlg` and `wikisplit` have to be named."""
+    """The format that a file's name stands for; `webnlg`, `wikisplit` and `sgd` have to be named."""
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     suffix = suffixes[-1] if suffixes else ""
     by_suffix = {".jsonl": "jsonl", ".tsv": "tsv", ".csv": "e2e", ".json": "dart", ".xml": "dart"}
     if "src_alpha" in path.name:
         return "commongen"
     if suffix not in by_suffix:
-        raise BadExamples(f"the name {path.name!r} tells no format; name one with --format: {', '.join(FORMATS)}")
+        raise BadExamples(f"the name {path.name!r} tells no format; name one with --format: {', '.join(FORMAT_NAMES)}")
     return by_suffix[suffix]
 
 
@@ -76,12 +85,7 @@ def read_e2e(path: Path) -> Iterator[Example]:
     """The E2E challenge's CSV, `mr,ref`: `name[The Vaults], eatType[pub]` -> `name : The Vaults | eatType : pub`."""
     with open_text(path) as file:
         rows = [(record["mr"], record["ref"].strip()) for record in csv.DictReader(file)]
-    return grouped((render_record(mr), text) for mr, text in rows)
-
-
-def render_record(mr: str) -> str:
-    slots: list[tuple[str, str]] = re.findall(r"(\w[\w ]*)\[(.*?)\]", mr)
-    return " | ".join(f"{name} : {value}" for name, value in slots)
+    return grouped((render(slot_fields(mr)), text) for mr, text in rows)
 
 
 def read_webnlg(path: Path) -> Iterator[Example]:
@@ -119,11 +123,6 @@ def read_dart_xml(path: Path) -> Iterator[Example]:
             yield Example(render_triples(triples), texts)
 
 
-def render_triples(triples: Iterable[Iterable[str]]) -> str:
-    """`s : p : o | s : p : o`, the authors' form for WebNLG and DART."""
-    return " | ".join(" : ".join(part.strip() for part in triple) for triple in triples)
-
-
 def read_commongen(path: Path) -> Iterator[Example]:
     """CommonGen's two parallel files: `path` is `….src_alpha.txt`, the sentences are beside it in `….tgt.txt`."""
     targets = path.with_name(path.name.replace("src_alpha", "tgt"))
@@ -135,7 +134,18 @@ def read_wikisplit(path: Path) -> Iterator[Example]:
     return grouped((whole, parts.replace(" <::::> ", " ")) for whole, parts in two_columns(path))
 
 
-FORMATS: dict[str, Callable[[Path], Iterator[Example]]] = {
+def read_sgd(path: Path, service: str) -> Iterator[Example]:
+    """One service's system turns of Schema-Guided Dialogue, as JSON lines `{"service", "acts", "text"}`, an act being
+    `{"act", "slot", "values"}`: `offer hotel name : Aloft | inform count : 8` -> what the system says."""
+    records = [json.loads(line) for line in read_lines(path)]
+    chosen = [record for record in records if record["service"] == service]
+    if not chosen:
+        services = sorted({record["service"] for record in records})
+        raise BadExamples(f"no record of the service {service!r}; there are {', '.join(services)}")
+    return grouped((render(dialogue_fields(record["acts"])), record["text"]) for record in chosen)
+
+
+FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
     "tsv": read_tsv,
     "e2e": read_e2e,
@@ -144,6 +154,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Example]]] = {
     "commongen": read_commongen,
     "wikisplit": read_wikisplit,
 }
+FORMAT_NAMES = (*FORMATS, "sgd:SERVICE")
 
 
 def grouped(rows: Iterable[tuple[str, str]]) -> Iterator[Example]:

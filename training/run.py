@@ -21,7 +21,7 @@ from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
 from training.curves import EventLog, draw_curves, write_curves
 from training.encoding import Encoded, encode
 from training.errors import BadSettings
-from training.examples import check_format, read_examples
+from training.examples import read_examples, reader_of
 from training.prefix_tuning import TunedPrefix
 from training.progress_bar import ProgressBar
 from training.settings import Settings
@@ -41,7 +41,7 @@ class Job:
     settings: Settings
 
     def __post_init__(self) -> None:
-        check_format(self.format_name)
+        reader_of(self.format_name)  # an unknown format is told before anything is read
         if not is_task_id(self.task_id):
             raise BadSettings(f"{self.task_id!r} is no task id: expected letters, digits, '.', '_' and '-' alone")
 

@@ -137,6 +137,30 @@ def test_a_tasks_file_that_is_wrong_is_refused_with_the_task_and_the_key(
         read_jobs(path)
 
 
+def test_services_of_one_dialogue_file_are_tasks_of_their_own(tmp_path: Path, checkpoint: Path) -> None:
+    act = {"act": "OFFER", "slot": "name", "values": ["Aloft"]}
+    records = [{"service": service, "acts": [act], "text": f"It is {service}."} for service in ("Hotels_1", "Banks_1")]
+    (tmp_path / "sgd.jsonl").write_text("".join(json.dumps(record) + "\n" for record in [*records, records[0]]))
+    (tmp_path / "tasks.toml").write_text(
+        """
+        [defaults]
+        data = "sgd.jsonl"
+        max_steps = 1
+        mlp_width = 8
+        [tasks.hotels]
+        format = "sgd:Hotels_1"
+        [tasks.banks]
+        format = "sgd:Banks_1"
+        """
+    )
+    succeed(train_many, tmp_path / "tasks.toml", "--model", checkpoint, *EXACT)
+    runs = [
+        json.loads((tmp_path / "prefixes" / f"{task}.run" / "run.json").read_text()) for task in ("hotels", "banks")
+    ]
+    assert [run["train"]["num_pairs"] for run in runs] == [2, 1]
+    assert runs[0]["made_with"]["format"] == "sgd:Hotels_1"
+
+
 def test_convert_writes_what_it_was_asked_for(write_pairs: Write, tmp_path: Path, checkpoint: Path) -> None:
     out = tmp_path / "colours.safetensors"
     succeed(train, "colours", "--model", checkpoint, "--data", write_pairs("a.jsonl", 4), "--out", out, *QUICK, *EXACT)

@@ -27,6 +27,19 @@ DART_XML = """<?xml version='1.0' encoding='utf-8'?>
 <lex comment="x" lid="Id1">Jeff Daniels played.</lex>
 <lex comment="x" lid="Id2">He played.</lex></entry></entries></benchmark>"""
 
+HOTEL = {"act": "OFFER", "slot": "hotel_name", "values": ["Aloft", "Hyatt"]}
+COUNT = {"act": "INFORM_COUNT", "slot": "count", "values": ["8"]}
+DONE = {"act": "NOTIFY_SUCCESS", "slot": "", "values": []}
+SGD = "".join(
+    json.dumps({"service": service, "acts": acts, "text": text}) + "\n"
+    for service, acts, text in [
+        ("Hotels_1", [HOTEL, COUNT], "I found 8."),
+        ("Banks_1", [DONE], "Transferred."),
+        ("Hotels_1", [DONE], "Booked."),
+        ("Hotels_1", [HOTEL, COUNT], "There are 8."),
+    ]
+)
+
 FILES = {
     "jsonl": ("a.jsonl", '{"input": "a", "target": "b"}\n\n{"input": "c", "targets": ["d", "e"]}\n'),
     "tsv": ("a.tsv", "a\tb\na\tc\r\nd\te\u2028f\n"),
@@ -36,6 +49,7 @@ FILES = {
     "dart xml": ("a.xml", DART_XML),
     "commongen": ("commongen.dev.src_alpha.txt", "field stand look\nfield stand look\nski mountain\n"),
     "wikisplit": ("a.tsv", "A , and B .\tA . <::::> B .\n"),
+    "sgd:Hotels_1": ("a.jsonl", SGD),
 }
 EXPECTED = {
     "jsonl": [Example("a", ("b",)), Example("c", ("d", "e"))],
@@ -59,6 +73,10 @@ EXPECTED = {
     ],
     "commongen": [Example("field stand look", ("One stands.", "He looks.")), Example("ski mountain", ("They ski.",))],
     "wikisplit": [Example("A , and B .", ("A . B .",))],
+    "sgd:Hotels_1": [
+        Example("offer hotel name : Aloft, Hyatt | inform count count : 8", ("I found 8.", "There are 8.")),
+        Example("notify success", ("Booked.",)),
+    ],
 }
 
 
@@ -93,6 +111,9 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("dart", "{}", "holds no examples"),
         ("jsonl", "", "holds no examples"),
         ("csv", "", "no format 'csv'; there are jsonl"),
+        ("sgd", SGD, "no format 'sgd'; there are .*sgd:SERVICE"),
+        ("sgd:Hotels_9", SGD, "no record of the service 'Hotels_9'; there are Banks_1, Hotels_1"),
+        ("sgd:Hotels_1", FILES["jsonl"][1], "KeyError"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused_with_the_place(

@@ -11,6 +11,7 @@ import argparse
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prefix_store.fingerprint import fingerprint
 from prefix_store.formats import dump
+from training.examples import Example
 from training.pocket.backbone import MAX_LENGTH, PLAIN_SHARE, TOKENS_PER_STEP, bits_per_byte, copy_accuracy
 from training.pocket.packing import PROMPT_TEMPLATE, read_probe
-from training.pocket.tasks import TASKS, References, Task
+from training.pocket.tasks import TASKS, Task
 
 NUM_EXAMPLES = 16
 MAX_BYTES = 25_000_000  # what ships, all files together
@@ -37,7 +39,7 @@ def write_prefix(facts: Facts, prefixes: Path, folder: Path, backbone: str) -> N
     (folder / f"{facts['task_id']}.safetensors").write_bytes(dump(tensor, {**told, "backbone": backbone}))
 
 
-def describe_task(task: Task, references: References) -> Facts:
+def describe_task(task: Task, dev: Sequence[Example]) -> Facts:
     """Return a task as `tasks.json` lists it, with inputs of the dev split to try."""
     return {
         "task_id": task.task_id,
@@ -45,7 +47,7 @@ def describe_task(task: Task, references: References) -> Facts:
         "description": task.description,
         "prompt_template": PROMPT_TEMPLATE,
         "parameters": {"max_new_tokens": task.max_new_tokens},
-        "examples": random.Random(0).sample(list(references), NUM_EXAMPLES),
+        "examples": random.Random(0).sample([example.inputs for example in dev], NUM_EXAMPLES),
     }
 
 

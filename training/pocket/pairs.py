@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.pocket.phrases import Phrases
-
-Field = tuple[str, str]  # key, value
+from training.records import Field, dialogue_fields, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +21,6 @@ class Pair:
     source: str
     target: str
     values: tuple[str, ...] = ()
-
-
-def dialogue_fields(acts: Sequence[dict[str, Any]], with_act: bool = True) -> list[Field]:
-    """Turn dialogue acts into fields: `OFFER event_name [Yes]` -> (`offer event name`, `Yes`)."""
-    return [(_act_key(act, with_act), ", ".join(act["values"])) for act in acts]
-
-
-def render(fields: Sequence[Field], syntax: str = "{key} : {value}", joint: str = " | ") -> str:
-    """Write fields as a record, by default `name : The Vaults | eatType : pub`; an empty value leaves the key alone."""
-    return joint.join(syntax.format(key=key, value=value) if value else key for key, value in fields)
 
 
 def swap_values(record: dict[str, Any], phrases: Phrases, rng: random.Random, share: float) -> Pair:
@@ -153,12 +142,6 @@ class PairMaker:
             joint = rng.choice((", ", " and ", ". "))
             text += joint + (part[0].upper() + part[1:] if joint == ". " else part)
         return text + "."
-
-
-def _act_key(act: dict[str, Any], with_act: bool) -> str:
-    slot = act["slot"].replace("_", " ")
-    name = act["act"].replace("_", " ").lower()
-    return f"{name} {slot}".strip() if with_act or not slot or not act["values"] else slot
 
 
 def _render_somehow(fields: Sequence[Field], rng: random.Random) -> str:
