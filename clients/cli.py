@@ -4,15 +4,11 @@ Knows terminals. Each command is a plain function with typer's annotations; what
 prints with `--json` is the server's own JSON.
 """
 
-import dataclasses
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -20,14 +16,15 @@ from rich.table import Table
 
 from clients import calls
 from clients.calls import Call
-from clients.client import DEFAULT_URL, Client
-from clients.errors import ConnectionFailed, PolyprefixError
-from clients.results import Json, Task, Version
+from clients.client import DEFAULT_URL, Client, answer_of
+from clients.errors import ApiError, DeadlineExceeded, GenerationFailed, InvalidRequest, TooLarge, ValidationFailed
+from clients.results import Generation, Json, Task, Version
+from clients.terminal import all_tasks, complete_task, connected, echo_json, fail, unread
 
 Url = Annotated[str, typer.Option(envvar="POLYPREFIX_URL", help="Where the server answers.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="The tenant's key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
+TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.", autocompletion=complete_task)]
 PrefixPath = Annotated[
     Path,
     typer.Argument(
@@ -37,6 +34,9 @@ PrefixPath = Annotated[
         help="A safetensors file: ours, or the adapter_model.safetensors that PEFT saved.",
     ),
 ]
+
+# What is wrong with one input and not with the next.
+OF_ONE_INPUT = (InvalidRequest, ValidationFailed, GenerationFailed, TooLarge, DeadlineExceeded)
 
 
 def upload(
@@ -67,7 +67,10 @@ def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = Fals
 
 def generate(
     task: TaskId,
-    inputs: Annotated[str, typer.Argument(metavar="INPUTS", help="What to continue; - reads it from standard input.")],
+    inputs: Annotated[
+        str | None,
+        typer.Argument(metavar="INPUTS", help="What to continue; without it or for - each line of standard input."),
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -80,8 +83,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be given again.")] = None,
     num_beams: Annotated[int | None, typer.Option(help="Beam search with this many beams.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="At most this many lines are asked at once.")] = 64,
 ) -> None:
-    """Continue INPUTS as the task does, printing the text as it is made."""
+    """Continue INPUTS as the task does, printing the text as it is made; or each line, as lines of JSON."""
     parameters = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -92,68 +96,29 @@ def generate(
         "num_beams": num_beams,
     }
     given = {name: value for name, value in parameters.items() if value is not None}
-    prompt = read_standard_input() if inputs == "-" else inputs
-    with connected(url, api_key) as client:
-        if as_json:
-            echo_json(client.carry_out(unread(calls.generate(task, prompt, details=True, **given))))
+    details = {"details": True} if as_json else {}
+    if inputs is None and standard_input_is_a_terminal():
+        raise typer.BadParameter("give a text, or pipe lines into it", param_hint="INPUTS")
+    with connected(url, api_key, task) as client:
+        if inputs is None or inputs == "-":
+            asked = (calls.generate(task, line, **given, **details) for line in standard_input())
+            echo_answers(client, asked, concurrency)
+        elif as_json:
+            echo_json(client.carry_out(unread(calls.generate(task, inputs, **given, **details))))
         elif (num_beams or 1) > 1:  # beams are compared at the end, so there is nothing to stream
-            typer.echo(client.generate(task, prompt, **given).generated_text)
+            typer.echo(client.generate(task, inputs, **given).generated_text)
         else:
-            echo_stream(client, task, prompt, given)
+            echo_stream(client, task, inputs, given)
 
 
 def delete(task: TaskId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
     """Remove the task with all its versions."""
-    with connected(url, api_key) as client:
+    with connected(url, api_key, task) as client:
         client.delete(task)
     if as_json:
         echo_json({"task_id": task, "deleted": True})
     else:
         typer.echo(f"{task}: deleted")
-
-
-@contextmanager
-def connected(url: str, api_key: str | None) -> Iterator[Client]:
-    """A client whose errors become one line on standard error and exit status 1."""
-    try:
-        with Client(url, api_key=api_key) as client:
-            yield client
-    except ConnectionFailed as error:
-        fail(f"{error} --url or POLYPREFIX_URL name another one.")
-    except PolyprefixError as error:
-        fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    typer.secho(f"error: {message}", err=True, fg="red")
-    raise typer.Exit(1)
-
-
-def read_standard_input() -> str:
-    """UTF-8 whatever the locale says, as the contract has it."""
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        fail(f"standard input is not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start}")
-
-
-def unread(call: Call[Any]) -> Call[Json]:
-    """The same call, its answer checked as ever but given as the JSON that the server sent."""
-
-    def read(response: httpx.Response) -> Json:
-        call.read(response)
-        body: Json = response.json()
-        return body
-
-    return dataclasses.replace(call, read=read)
-
-
-def all_tasks(client: Client) -> Iterator[Json]:
-    page = client.carry_out(unread(calls.tasks()))
-    yield from page["tasks"]
-    while page.get("next") is not None:
-        page = client.carry_out(unread(calls.tasks(after=page["next"])))
-        yield from page["tasks"]
 
 
 def task_table(found: list[Task]) -> Table:
@@ -177,5 +142,31 @@ def echo_stream(client: Client, task: str, prompt: str, parameters: dict[str, An
         typer.echo()
 
 
-def echo_json(value: object) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+def standard_input_is_a_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def standard_input() -> Iterator[str]:
+    """Its lines, as UTF-8 whatever the locale says. A line that is not becomes a text that no request can hold."""
+    for line in sys.stdin.buffer:
+        yield line.rstrip(b"\r\n").decode(errors="surrogateescape")
+
+
+def echo_answers(client: Client, asked: Iterable[Call[Generation]], concurrency: int) -> None:
+    """A line of JSON for each call, in order: its answer, or what was wrong with this one. Other errors end it all."""
+    num_failed = 0
+    for outcome in client.outcomes(map(unread, asked), concurrency):
+        if isinstance(outcome, OF_ONE_INPUT):
+            num_failed += 1
+            echo_json(error_json(outcome))
+        else:
+            echo_json(answer_of(outcome))
+    if num_failed:
+        fail(f"{num_failed} of the lines could not be answered")
+
+
+def error_json(error: ApiError | InvalidRequest) -> Json:
+    """In the contract's form."""
+    if isinstance(error, ApiError):
+        return {"error": error.message, "error_type": error.error_type}
+    return {"error": str(error), "error_type": "bad_request"}

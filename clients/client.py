@@ -1,33 +1,37 @@
 """The Python client, sync and async.
 
-Knows how to carry out a `Call`: send it, repeat it as `Retries` says, read the answer, turn faults into our errors.
-What the verbs are stands in calls.py, once for both clients.
+Knows how each of the two waits. What the verbs are stands in calls.py, how they are carried out in carrier.py, once for
+both.
 """
 
 import asyncio
 import functools
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from itertools import count
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable
+from concurrent.futures import Future
+from contextlib import aclosing, closing
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import httpx
 
 from clients import calls
 from clients.calls import Call
-from clients.errors import ConnectionFailed, InvalidRequest, InvalidUrl, TimedOut, error_from_response
-from clients.results import StreamEvent
+from clients.carrier import Carrier
+from clients.errors import PolyprefixError
+from clients.loop_thread import LoopThread, result_of
+from clients.order import in_order
+from clients.progress_bar import progress_bar
+from clients.results import Generation, StreamEvent
 from clients.retries import Retries
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
-Transport = TypeVar("Transport")
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 130.0  # a little more than the server's own limit of 120 s for one request, so that its words arrive
+MAX_AHEAD = 4  # answers of `map` that may wait for a slower one before them, for each request in flight
+
+TaskForEach = str | Iterable[str | None] | None
 
 
 class Verb(Generic[P, T]):
@@ -56,28 +60,24 @@ class Verb(Generic[P, T]):
         return method
 
 
-class BaseClient(Generic[Http, Transport]):
-    """What both clients are made from, and their verbs. `transport` is httpx's."""
+@dataclass(eq=False, repr=False)
+class BaseClient:
+    """What both clients are made from, and their verbs.
 
-    _make_http: Callable[..., Http]
+    `timeout` is how many seconds may pass without a byte, `transport` is httpx's. Raises `ApiError` where the server
+    says no, `ConnectionFailed` where none answers, `UnexpectedAnswer` where something else does, `InvalidRequest`,
+    `InvalidTaskId` and `InvalidUrl` where there is nothing to send.
+    """
 
-    def __init__(
-        self,
-        base_url: str = DEFAULT_URL,
-        *,
-        api_key: str | None = None,
-        timeout: float = ANSWER_SECONDS,
-        retries: Retries = Retries(),  # noqa: B008 - frozen
-        transport: Transport | None = None,
-    ) -> None:
-        self._retries = retries
-        self._http: Http = self._make_http(
-            base_url=checked_url(base_url),
-            headers={} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"},
-            # No limit on the wait for one of our own connections: the server's queue decides who is refused.
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout), pool=None),
-            transport=transport,
-        )
+    base_url: str = DEFAULT_URL
+    _: KW_ONLY
+    api_key: str | None = None
+    timeout: float = ANSWER_SECONDS
+    retries: Retries = field(default_factory=Retries)
+    transport: httpx.AsyncBaseTransport | None = None
+
+    def __post_init__(self) -> None:
+        self._carrier = Carrier(self.base_url, self.api_key, self.timeout, self.retries, self.transport)
 
     generate = Verb(calls.generate)
     upload = Verb(calls.upload)
@@ -94,47 +94,73 @@ class BaseClient(Generic[Http, Transport]):
     metrics = Verb(calls.metrics)
 
 
-class Client(BaseClient[httpx.Client, httpx.BaseTransport]):
+class Client(BaseClient):
     """Talks to one server; a context manager, and safe to share between threads.
 
-    `timeout` is how many seconds may pass without a byte. Raises `ApiError` where the server says no,
-    `ConnectionFailed` where none answers, `UnexpectedAnswer` where something else does, `InvalidRequest`,
-    `InvalidTaskId` and `InvalidUrl` where there is nothing to send.
+    Its requests run in an event loop in a thread of its own, which starts with the first of them and ends with `close`.
+    A process that forks makes its clients afterwards.
     """
 
-    _make_http = httpx.Client
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._thread = LoopThread()
 
-    def stream(self, task: str | None, inputs: str, **parameters: Any) -> Iterator[StreamEvent]:
-        """As `generate`, token by token. The request goes out with the first `next`, which is where refusals raise."""
-        call = calls.stream(task, inputs, **parameters)
-        with self._answer(call) as response:
-            events = call.result(response)
-            for chunk in response.iter_bytes():
-                yield from events.feed(chunk)
-            events.end()
+    def stream(self, task: str | None, inputs: str, **parameters: Any) -> Generator[StreamEvent, None, None]:
+        """As `generate`, token by token. The request goes out with the first `next`, which is where refusals raise.
+        Leaving early closes its connection, and the server stops."""
+        yield from self._thread.iterate(self._carrier.stream(calls.stream(task, inputs, **parameters)))
+
+    def map(
+        self,
+        task: TaskForEach,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 64,
+        progress: bool = False,
+        **parameters: Any,
+    ) -> Generator[Generation, None, None]:
+        """As `generate` for each input, at most `concurrency` at a time; the answers come in the inputs' order.
+
+        `task` is one for all inputs, or an iterable with one for each. Inputs are taken as they are needed, so there
+        may be more of them than fit in memory. `progress` shows a bar where standard error is a terminal. The first
+        error raises in its input's place and ends the rest; `try_map` goes on."""
+        with closing(self.try_map(task, inputs, concurrency=concurrency, progress=progress, **parameters)) as outcomes:
+            for outcome in outcomes:
+                yield answer_of(outcome)
+
+    def try_map(
+        self,
+        task: TaskForEach,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 64,
+        progress: bool = False,
+        **parameters: Any,
+    ) -> Generator[Generation | PolyprefixError, None, None]:
+        """As `map`, but an error is given in the place of its input's answer, and the rest goes on."""
+        outcomes = self.outcomes(calls.generate_each(task, inputs, parameters), concurrency)
+        with progress_bar(inputs, shown=progress) as advance, closing(outcomes):
+            for outcome in outcomes:
+                advance()
+                yield outcome
+
+    def outcomes(self, calls: Iterable[Call[T]], concurrency: int) -> Generator[T | PolyprefixError, None, None]:
+        """What comes of each call, in order, at most `concurrency` at a time: its answer, or an error of ours."""
+        free = turns(concurrency)
+
+        def start(call: Call[T]) -> Future[T | PolyprefixError]:
+            return self._thread.start(self._carrier.outcome, call, free)
+
+        with closing(in_order(map(start, calls), MAX_AHEAD * concurrency)) as futures:
+            for future in futures:
+                yield result_of(future)
 
     def carry_out(self, call: Call[T]) -> T:
-        with self._answer(call) as response:
-            response.read()
-            return call.result(response)
-
-    @contextmanager
-    def _answer(self, call: Call[Any]) -> Iterator[httpx.Response]:
-        """A success, its body not yet read."""
-        with faults_told(self._http.base_url):
-            for attempt in count():
-                response = self._http.send(call.request(self._http), stream=True)
-                try:
-                    if response.is_success:
-                        yield response
-                        return
-                    response.read()
-                finally:
-                    response.close()
-                time.sleep(seconds_before_repeating(call, response, attempt, self._retries))
+        return self._thread.run(self._carrier.carry_out, call)
 
     def close(self) -> None:
-        self._http.close()
+        """End what is in flight, and the thread. A closed client cannot be used again."""
+        self._thread.close(self._carrier.close)
 
     def __enter__(self) -> Self:
         return self
@@ -143,42 +169,64 @@ class Client(BaseClient[httpx.Client, httpx.BaseTransport]):
         self.close()
 
 
-class AsyncClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport]):
+class AsyncClient(BaseClient):
     """`Client` for asyncio; one client carries any number of requests at once."""
 
-    _make_http = httpx.AsyncClient
-
-    async def stream(self, task: str | None, inputs: str, **parameters: Any) -> AsyncIterator[StreamEvent]:
+    async def stream(self, task: str | None, inputs: str, **parameters: Any) -> AsyncGenerator[StreamEvent, None]:
         """As `Client.stream`. To leave early, wrap it in `contextlib.aclosing`: that closes the connection at once."""
-        call = calls.stream(task, inputs, **parameters)
-        async with self._answer(call) as response:
-            events = call.result(response)
-            async for chunk in response.aiter_bytes():
-                for event in events.feed(chunk):
-                    yield event
-            events.end()
+        async with aclosing(self._carrier.stream(calls.stream(task, inputs, **parameters))) as events:
+            async for event in events:
+                yield event
+
+    async def map(
+        self,
+        task: TaskForEach,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 64,
+        progress: bool = False,
+        **parameters: Any,
+    ) -> AsyncGenerator[Generation, None]:
+        """As `Client.map`. To leave early, wrap it in `contextlib.aclosing`."""
+        outcomes = self.try_map(task, inputs, concurrency=concurrency, progress=progress, **parameters)
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                yield answer_of(outcome)
+
+    async def try_map(
+        self,
+        task: TaskForEach,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 64,
+        progress: bool = False,
+        **parameters: Any,
+    ) -> AsyncGenerator[Generation | PolyprefixError, None]:
+        """As `Client.try_map`."""
+        outcomes = self.outcomes(calls.generate_each(task, inputs, parameters), concurrency)
+        with progress_bar(inputs, shown=progress) as advance:
+            async with aclosing(outcomes):
+                async for outcome in outcomes:
+                    advance()
+                    yield outcome
+
+    async def outcomes(self, calls: Iterable[Call[T]], concurrency: int) -> AsyncGenerator[T | PolyprefixError, None]:
+        """As `Client.outcomes`."""
+        free = turns(concurrency)
+
+        def start(call: Call[T]) -> asyncio.Task[T | PolyprefixError]:
+            outcome = self._carrier.outcome(call, free)
+            return asyncio.create_task(outcome)
+
+        with closing(in_order(map(start, calls), MAX_AHEAD * concurrency)) as futures:
+            for future in futures:
+                yield await future
 
     async def carry_out(self, call: Call[T]) -> T:
-        async with self._answer(call) as response:
-            await response.aread()
-            return call.result(response)
-
-    @asynccontextmanager
-    async def _answer(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
-        with faults_told(self._http.base_url):
-            for attempt in count():
-                response = await self._http.send(call.request(self._http), stream=True)
-                try:
-                    if response.is_success:
-                        yield response
-                        return
-                    await response.aread()
-                finally:
-                    await response.aclose()
-                await asyncio.sleep(seconds_before_repeating(call, response, attempt, self._retries))
+        return await self._carrier.carry_out(call)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._carrier.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,42 +235,13 @@ class AsyncClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport]):
         await self.close()
 
 
-def checked_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise InvalidUrl(base_url) from error
-    if url.scheme not in {"http", "https"} or not url.host:
-        raise InvalidUrl(base_url)
-    return url
+def turns(concurrency: int) -> asyncio.Semaphore:
+    if concurrency < 1:
+        raise ValueError(f"concurrency is {concurrency}; expected 1 or more")
+    return asyncio.Semaphore(concurrency)
 
 
-def checked_key(api_key: str) -> str:
-    """The message leaves the key out: it is a secret, and messages end up in logs."""
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise InvalidRequest("the API key holds characters that no header can carry; expected printable ASCII")
-    return api_key
-
-
-def seconds_before_repeating(call: Call[Any], response: httpx.Response, attempt: int, retries: Retries) -> float:
-    """How long to wait before the call is sent again; raises the refusal as our error when it is not."""
-    error = error_from_response(response)
-    seconds = retries.seconds(error, attempt, repeatable=call.repeatable)
-    if seconds is None:
-        raise error
-    return seconds
-
-
-@contextmanager
-def faults_told(url: httpx.URL) -> Iterator[None]:
-    """Turns httpx's errors of connection into ours, which say where and what to do."""
-    try:
-        yield
-    except httpx.TimeoutException as error:
-        raise TimedOut(str(url), reason_of(error)) from error
-    except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise ConnectionFailed(str(url), reason_of(error)) from error
-
-
-def reason_of(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def answer_of(outcome: T | PolyprefixError) -> T:
+    if isinstance(outcome, PolyprefixError):
+        raise outcome
+    return outcome

@@ -4,6 +4,7 @@ Knows the names of the commands (the entry-point group `polyprefix.commands`) an
 themselves live with what they start, so that the client's need httpx and no torch.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -34,12 +35,18 @@ COMMANDS = {
 
 
 def main() -> None:
-    build(sys.argv[1:])(prog_name="polyprefix")
+    build(completed_line() or sys.argv[1:])(prog_name="polyprefix")
+
+
+def completed_line() -> list[str]:
+    """What stands on the line that a shell wants completed, as typer's scripts for the shells tell it."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
+    return line.split()[1:]
 
 
 def build(arguments: list[str]) -> typer.Typer:
     """The application: the command that is called is loaded, every other is a name with a help line."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback()(polyprefix)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     for entry_point in sorted(entry_points(group=GROUP), key=place):

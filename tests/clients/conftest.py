@@ -20,12 +20,13 @@ from clients.client import AsyncClient, Client
 
 @dataclass(frozen=True)
 class Received:
-    """One request as it came in."""
+    """One request as it came in; `port` tells its connection."""
 
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
+    port: int
 
     @property
     def json(self) -> Any:
@@ -60,7 +61,9 @@ class FakeServer:
 
     async def _answer(self, request: Request) -> Response:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        self.received.append(Received(request.method, target, dict(request.headers), await request.body()))
+        assert request.client is not None
+        headers, body, port = dict(request.headers), await request.body(), request.client.port
+        self.received.append(Received(request.method, target, headers, body, port))
         return self._answers.pop(0)
 
 

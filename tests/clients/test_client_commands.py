@@ -60,17 +60,60 @@ def test_generate_prints_the_text_as_it_comes(fake, run):
     }
 
 
-def test_generate_reads_a_dash_from_standard_input(fake, run):
-    fake.will_stream(FIRST, LAST)
-    run(cli.generate, "e2e", "-", stdin="name : Y\n")
-    assert fake.received[0].json["inputs"] == "name : Y\n"
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_each_line_of_standard_input_is_answered_by_a_line_of_json(fake, run, arguments):
+    fake.will_answer(200, GENERATION | {"generated_text": "a\u2028b"})
+    fake.will_answer(200, GENERATION)
+    result = run(cli.generate, "e2e", *arguments, "--concurrency", "1", "--seed", "7", stdin="name : X\r\n\n")
+    assert [json.loads(line) for line in result.stdout.split("\n")[:-1]] == [
+        GENERATION | {"generated_text": "a\u2028b"},
+        GENERATION,
+    ]
+    assert [received.json["inputs"] for received in fake.received] == ["name : X", ""]
+    assert fake.received[0].json["parameters"] == {"seed": 7}
 
 
-def test_standard_input_that_is_not_utf8_is_one_line_and_sends_nothing(fake, run):
-    result = run(cli.generate, "e2e", "-", stdin=b"a\xff")
+def test_a_line_that_cannot_be_answered_says_why_in_its_place_and_the_others_go_on(fake, run):
+    fake.will_answer(422, {"error": "too long", "error_type": "validation"})
+    fake.will_answer(200, GENERATION)
+    result = run(cli.generate, "e2e", "--concurrency", "1", stdin=b"too long\nnot \xff UTF-8\nname : X\n")
+    refused, unreadable, answered = [json.loads(line) for line in result.stdout.splitlines()]
+    assert refused == {"error": "too long", "error_type": "validation"}
+    assert (unreadable["error_type"], "has no UTF-8 form" in unreadable["error"]) == ("bad_request", True)
+    assert answered == GENERATION
+    assert (result.exit_code, result.stderr) == (1, "error: 2 of the lines could not be answered\n")
+
+
+def test_what_is_wrong_with_every_line_ends_the_command_at_once(fake, run):
+    fake.will_answer(401, {"error": "no such key", "error_type": "unauthorized"})
+    result = run(cli.generate, "e2e", "--concurrency", "1", stdin="a\nb\nc\n")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr == "error: standard input is not UTF-8: byte 0xff at position 1\n"
+    assert result.stderr == "error: no such key (401 unauthorized)\n"
+
+
+def test_nothing_to_continue_is_told_on_a_terminal(fake, run, monkeypatch):
+    monkeypatch.setattr(cli, "standard_input_is_a_terminal", lambda: True)
+    result = run(cli.generate, "e2e")
+    assert result.exit_code == 2
+    assert "pipe lines into it" in result.stderr
     assert fake.received == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("e2", "did you mean 'e2e'?"),
+        ("HAIKOO", "did you mean 'haiku'?"),
+        ("xyz", "`polyprefix tasks` lists those there are"),
+    ],
+)
+def test_an_unknown_task_is_answered_with_the_one_most_like_it(fake, run, typed, advice):
+    fake.will_answer(404, {"error": f"no task {typed!r}", "error_type": "not_found"})
+    fake.will_answer(200, {"tasks": [TASK], "next": "e2e"})
+    fake.will_answer(200, {"tasks": [TASK | {"task_id": "haiku"}], "next": None})
+    result = run(cli.delete, typed)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"error: no task {typed!r} (404 not_found); {advice}\n"
 
 
 def test_an_argument_that_is_not_utf8_is_one_line_and_sends_nothing(fake, run):

@@ -1,9 +1,13 @@
 """Streams: how bytes become events, whatever the chunks; every test that talks runs with both clients."""
 
+import asyncio
 import json
+import signal
 import socket
 import threading
+from collections.abc import AsyncIterator
 
+import httpx
 import pytest
 
 from clients.client import Client
@@ -100,6 +104,24 @@ def test_an_event_that_is_not_the_contracts_says_what_came(fake, ask, payload):
     fake.will_stream(b"data: " + payload + b"\n\n")
     with pytest.raises(UnexpectedAnswer):
         ask("stream", "e2e", "x")
+
+
+def test_ctrl_c_ends_a_stream_that_has_gone_silent():
+    closed = []
+
+    class Silent(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield FIRST
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            await asyncio.Event().wait()
+
+        async def aclose(self) -> None:
+            closed.append(True)
+
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=Silent()))
+    with pytest.raises(KeyboardInterrupt), Client("http://silent", transport=transport) as client:
+        list(client.stream("e2e", "x"))
+    assert closed == [True]
 
 
 def test_leaving_a_stream_early_closes_its_connection():

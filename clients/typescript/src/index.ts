@@ -1,0 +1,15 @@
+export * from "./client.js";
+export {
+  ApiError,
+  ConnectionFailed,
+  DeadlineExceeded,
+  GenerationFailed,
+  NotFound,
+  Overloaded,
+  PolyprefixError,
+  Unauthorized,
+  Unavailable,
+  UnexpectedAnswer,
+  ValidationFailed,
+} from "./errors.js";
+export type { components, paths } from "./openapi.js";
