@@ -3,7 +3,6 @@
 Knows folders, files and that their names are their hashes. Knows nothing of tasks.
 """
 
-import errno
 import hashlib
 import os
 import secrets
@@ -12,28 +11,29 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prefix_store.blobs import Blobs
 from prefix_store.database import Database
 from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
 from prefix_store.errors import CorruptPrefix, StoreUnavailable
+from prefix_store.files import StoredFile
+from prefix_store.names import file_key
 
 REGISTRY = "registry.sqlite3"
 
 
-def back_up(database: Database, path: Path, files: Iterable[Path]) -> int:
-    """Copy `database` and `files`, each `<tenant's folder>/<name>`, to `path`; returns how many files.
+def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[str, StoredFile]]) -> int:
+    """Copy `database` and the tenants' `files` to `path`; returns how many different files.
 
     Raises `StoreUnavailable`, also where `path` is there already, and `OutOfSpace`.
     """
     with os_errors(f"backing up to {path}"), _whole(path) as copy:
         database.copy_to(copy / REGISTRY)
         _fsync_file(copy / REGISTRY)
-        num_files = 0
-        for file in files:
-            folder = copy / file.parent.name
-            make_directory(folder)
-            _link_or_copy(file, folder / file.name)
-            num_files += 1
-        return num_files
+        by_key = {file_key(tenant, file.name): (tenant, file) for tenant, file in files}
+        for key, (tenant, file) in by_key.items():
+            make_directory((copy / key).parent)
+            blobs.copy(tenant, file.name, copy / key)
+        return len(by_key)
 
 
 def restore(path: Path, into: Path) -> int:
@@ -71,17 +71,6 @@ def _whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
         raise
     fsync_directory(path.parent)
-
-
-def _link_or_copy(file: Path, copy: Path) -> None:
-    try:
-        copy.hardlink_to(file)
-    except FileNotFoundError as error:
-        raise CorruptPrefix(file.name, "is missing") from error
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        write_durably(copy, file.read_bytes())
 
 
 def _fsync_file(path: Path) -> None:

@@ -1,25 +1,55 @@
-"""Files in a directory, one folder per tenant, written so that a file is whole and durable or not there.
+"""What the store asks of its files' place; and files in a directory, whole and durable or not there.
 
 Knows names and bytes. Knows nothing of prefixes, tasks, versions or hashes.
 """
 
+import errno
 import secrets
 from collections.abc import Collection
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
 from prefix_store.errors import CorruptPrefix
-from prefix_store.names import tenant_folder
+from prefix_store.names import file_key, tenant_folder
 
 _TEMPORARY = ".tmp"
+_NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
+
+
+class Blobs(Protocol):
+    """One folder per tenant. Names come from the store (hashes), never from a request. Thread-safe.
+
+    Errors: `OutOfSpace`, `StoreUnavailable`, and `CorruptPrefix` for a missing file.
+    """
+
+    def write(self, tenant: str, name: str, body: bytes) -> None:
+        """Durable when it returns; a reader sees the whole file or none. May raise `NameTaken`."""
+
+    def repair(self, tenant: str, name: str, body: bytes) -> None:
+        """Write a file anew, whatever is there."""
+
+    def read(self, tenant: str, name: str) -> bytes: ...
+
+    def delete(self, tenant: str, name: str) -> None:
+        """A file that is not there is as good as deleted."""
+
+    def sizes(self, tenant: str) -> dict[str, int]:
+        """The tenant's files and their bytes, without reading them."""
+
+    def copy(self, tenant: str, name: str, path: Path) -> None:
+        """To a new file on this machine."""
+
+    def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
+        """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""
+
+    def ping(self) -> None: ...
 
 
 class DirectoryBlobs:
-    """`<root>/<tenant>/<name>`. Errors: `OutOfSpace`, `StoreUnavailable`, and `CorruptPrefix` for a missing file.
-
-    Names come from the store (hashes), never from a request. One process owns the directory.
-    """
+    """`<root>/<tenant>/<name>`. One process owns the directory."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -47,36 +77,45 @@ class DirectoryBlobs:
                 raise
             fsync_directory(folder)
 
+    repair = write
+
     def read(self, tenant: str, name: str) -> bytes:
         with os_errors(f"reading {name}"):
             try:
-                return self.path(tenant, name).read_bytes()
+                return self._path(tenant, name).read_bytes()
             except FileNotFoundError as error:
                 raise CorruptPrefix(name, "is missing") from error
 
     def delete(self, tenant: str, name: str) -> None:
         """A file that is not there is as good as deleted."""
         with os_errors(f"deleting {name}"):
-            self.path(tenant, name).unlink(missing_ok=True)
+            self._path(tenant, name).unlink(missing_ok=True)
 
     def sizes(self, tenant: str) -> dict[str, int]:
         """The tenant's files and their bytes, without reading them."""
         with os_errors(f"listing the files of {tenant!r}"):
             return {path.name: path.stat().st_size for path in self._folder(tenant).glob("*")}
 
-    def path(self, tenant: str, name: str) -> Path:
-        return self._folder(tenant) / name
+    def copy(self, tenant: str, name: str, path: Path) -> None:
+        """To a new file; as a hard link where it is on the same file system."""
+        with os_errors(f"copying {name}"):
+            try:
+                path.hardlink_to(self._path(tenant, name))
+            except FileNotFoundError as error:
+                raise CorruptPrefix(name, "is missing") from error
+            except OSError as error:
+                if error.errno not in _NO_HARD_LINK:
+                    raise
+                write_durably(path, self.read(tenant, name))
 
-    def remove_others(self, needed: Collection[Path], written_before: float) -> int:
-        """Remove files, of any tenant, that are not in `needed` and older than that moment (seconds since 1970).
-
-        Returns how many bytes that were.
-        """
+    def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
+        """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""
         num_bytes = 0
         with os_errors(f"sweeping {self._root}"):
             for path in self._root.glob("*/*"):
                 found = path.stat()
-                if path not in needed and found.st_mtime < written_before and path.is_file():
+                is_needed = f"{path.parent.name}/{path.name}" in needed
+                if not is_needed and found.st_mtime < written_before.timestamp() and path.is_file():
                     path.unlink()
                     num_bytes += found.st_size
         return num_bytes
@@ -87,3 +126,6 @@ class DirectoryBlobs:
 
     def _folder(self, tenant: str) -> Path:
         return self._root / tenant_folder(tenant)
+
+    def _path(self, tenant: str, name: str) -> Path:
+        return self._root / file_key(tenant, name)

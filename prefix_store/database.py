@@ -1,22 +1,24 @@
 """The registry's database: how it is opened, its transactions, and what its failures become.
 
-Knows SQLAlchemy and what SQLite needs to be durable. Knows nothing of the tables.
+Knows SQLAlchemy, what SQLite needs to be durable and PostgreSQL to be shared. Knows nothing of the tables.
 """
 
+import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
 from sqlite3 import connect
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, select
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from prefix_store.disk import fsync_directory, os_errors
-from prefix_store.errors import CommitUncertain, OutOfSpace, StoreUnavailable
+from prefix_store.errors import CommitUncertain, OutOfSpace, StoreUnavailable, UnsuitablePlace
 from prefix_store.migrations import upgrade
 
 BUSY_SECONDS = 5.0  # how long a writer waits for another process's transaction
@@ -24,17 +26,27 @@ _SQLITE_FULL = 13  # sqlite3.SQLITE_FULL: an insert or the log ran out of disk
 # SQLITE_READONLY, _IOERR, _CANTOPEN. Above all the first: where a file cannot be opened for writing, because there are
 # too many open files for a moment, say, SQLite opens it for reading, and the connection can never write.
 _SQLITE_BROKEN = {8, 10, 14}
+_POSTGRESQL_FULL = "53100"  # SQLSTATE disk_full
+# That a server which does not answer is told from a slow one in seconds. Any of it can be set in the URL.
+_POSTGRESQL_PATIENCE = {
+    "connect_timeout": "2",
+    "tcp_user_timeout": "5000",
+    "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s",
+}
+_OUTAGE_SECONDS = 1.0  # after a failed connection, for how long no other is tried: each try takes a thread its time
 
 
 class Database:
     """Thread-safe. `url` is an SQLAlchemy URL of SQLite or PostgreSQL; its tables are made or brought up to date.
 
-    Raises `SchemaTooNew` at opening, `OutOfSpace` and `StoreUnavailable`, and of the latter `CommitUncertain`.
+    Raises `SchemaTooNew` and `UnsuitablePlace` at opening, `OutOfSpace` and `StoreUnavailable`, and of the latter
+    `CommitUncertain`.
     """
 
     def __init__(self, url: str | URL) -> None:
-        with _database_errors():
-            self._engine = create_engine(url)
+        self._closed_until = 0.0  # after a failed connection
+        with self._errors():
+            self._engine = _engine(url)
             self._is_sqlite = self._engine.dialect.name == "sqlite"
             if self._is_sqlite:
                 event.listen(self._engine, "connect", _prepare_sqlite)
@@ -57,13 +69,13 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """One consistent view, whatever others write meanwhile."""
-        with _database_errors(), self._reading_engine.connect() as connection:
+        with self._errors(), self._reading_engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """One transaction, durable when it is left; undone if the body raises."""
-        with _database_errors(), self._writing_engine.connect() as connection:
+        with self._errors(), self._writing_engine.connect() as connection:
             transaction = connection.begin()
             yield connection  # after an error the connection is closed with the transaction open, which undoes it
             try:
@@ -103,6 +115,23 @@ class Database:
                 self._held = self._engine.raw_connection()
                 fsync_directory(Path(path).parent)
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        if time.monotonic() < self._closed_until:
+            raise StoreUnavailable("the registry could not be reached a moment ago")
+        try:
+            yield
+        except DBAPIError as error:
+            if _is_full(error):
+                raise OutOfSpace("the registry's disk is full; nothing was kept") from error
+            if not self._is_sqlite and (error.connection_invalidated or error.statement is None):
+                self._closed_until = time.monotonic() + _OUTAGE_SECONDS
+            raise StoreUnavailable(f"the registry failed: {error.orig}") from error
+        except UnicodeDecodeError as error:  # sqlite3, where the damage is in what it wants to say of it
+            raise StoreUnavailable(f"the registry is damaged: {error}") from error
+        except PoolTimeout as error:
+            raise StoreUnavailable(f"the registry is too busy: {error}") from error
+
     def ping(self) -> None:
         with self.reading() as connection:
             connection.execute(select(1))
@@ -114,9 +143,33 @@ class Database:
         self._engine.dispose()
 
 
+def lock_name(connection: Connection, *name: str) -> None:
+    """Until the transaction ends nobody else gets past here with this name: for what is looked for before it is added,
+    so that there is no row to lock. SQLite has one writer at a time anyway."""
+    if connection.dialect.name == "postgresql":
+        digest = hashlib.sha256("\0".join(name).encode()).digest()
+        connection.execute(select(func.pg_advisory_xact_lock(int.from_bytes(digest[:8], signed=True))))
+
+
 def sqlite_url(path: Path) -> URL:
     """The URL of a database in a file, whatever characters its path has."""
     return URL.create("sqlite", database=str(path))
+
+
+def _engine(url: str | URL) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername == "postgresql+psycopg":
+            # The ping replaces connections that a restart of the database has cut.
+            with_patience = parsed.set(query={**_POSTGRESQL_PATIENCE, **parsed.query})
+            return create_engine(with_patience, pool_pre_ping=True, pool_timeout=5)
+        if parsed.drivername == "sqlite":
+            return create_engine(parsed)
+    except ArgumentError:
+        pass  # never repeated: it may hold a password
+    except ModuleNotFoundError as error:
+        raise UnsuitablePlace("the registry needs psycopg: pip install 'polyprefix[cloud]'") from error
+    raise UnsuitablePlace("that is no registry's URL; expected postgresql+psycopg://user@host/database")
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -146,18 +199,5 @@ def _distrust_connection(context: ExceptionContext) -> None:
 
 
 def _is_full(error: DBAPIError) -> bool:
-    return getattr(error.orig, "sqlite_errorcode", None) == _SQLITE_FULL
-
-
-@contextmanager
-def _database_errors() -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        if _is_full(error):
-            raise OutOfSpace("the registry's disk is full; nothing was kept") from error
-        raise StoreUnavailable(f"the registry failed: {error.orig}") from error
-    except UnicodeDecodeError as error:  # sqlite3, where the damage is in what it wants to say of it
-        raise StoreUnavailable(f"the registry is damaged: {error}") from error
-    except PoolTimeout as error:
-        raise StoreUnavailable(f"the registry is too busy: {error}") from error
+    codes = (getattr(error.orig, name, None) for name in ("sqlite_errorcode", "sqlstate"))
+    return any(code in (_SQLITE_FULL, _POSTGRESQL_FULL) for code in codes)

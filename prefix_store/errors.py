@@ -3,7 +3,7 @@
 The caller's mistakes: `InvalidPrefix`, `InvalidTaskId`, `UnknownTask`, `UnknownVersion`, `StaleVersion`,
 `PreconditionFailed`, `QuotaExceeded`, `Unauthorized`, and `PublicNameTaken`, `InvalidTenant`, `UnknownTenant`,
 `TenantExists` and `UnknownKey` of an operator. The machine's: `OutOfSpace`, `StoreUnavailable`, `CorruptPrefix`,
-`CorruptRecord`, `Quarantined`, and `StoreInUse` and `SchemaTooNew` at opening.
+`CorruptRecord`, `Quarantined`, `NameTaken`, and at opening `StoreInUse`, `UnsuitablePlace` and `SchemaTooNew`.
 """
 
 MAX_SHOWN = 64
@@ -121,6 +121,13 @@ class CommitUncertain(StoreUnavailable):
     """The registry failed while it committed: what was asked for may have happened or not, whole in either case."""
 
 
+class NameTaken(StoreUnavailable):
+    """A new file has the name of another one; nothing was written. The next try takes another name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a file {name} already; try again")
+
+
 class CorruptPrefix(StoreError):
     """A stored file is gone, or is not what was stored. Other files, and their tasks, are not concerned."""
 
@@ -155,6 +162,10 @@ class Quarantined(StoreError):
 
 class StoreInUse(StoreError):
     """Another process has the directory open."""
+
+
+class UnsuitablePlace(StoreError):
+    """Where no store can be kept; the message says why, and what to give instead."""
 
 
 class SchemaTooNew(StoreError):

@@ -1,34 +1,46 @@
 """Which files an upload has in its tenant's folder, and what has to be in them. Knows names and hashes, no disk."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from prefix_store.tasks import Upload
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
+    """`uploaded_at` is the moment of the only upload that has it; None where all uploads of these bytes share it."""
+
     name: str
     sha256: str
     num_bytes: int
+    uploaded_at: datetime | None = None
 
 
-def native_file(facts: Upload) -> StoredFile:
-    """The one that is served."""
-    return StoredFile(f"{facts.native_sha256}.safetensors", facts.native_sha256, facts.num_native_bytes)
+@dataclass(frozen=True, slots=True)
+class FileNames:
+    """By hash alone, so that the same bytes are kept once; or `per_upload`.
 
+    Where several processes write, none can know whether another is about to need a file. So there each upload has files
+    of its own, under names that are never used again, and may remove them when it is forgotten.
+    """
 
-def upload_file(facts: Upload) -> StoredFile:
-    """What was uploaded, byte for byte: the native file itself where that was it."""
-    if facts.sha256 == facts.native_sha256:
-        return native_file(facts)
-    return StoredFile(f"{facts.sha256}.upload", facts.sha256, facts.num_bytes)
+    per_upload: bool
 
+    def native_file(self, facts: Upload) -> StoredFile:
+        """The one that is served."""
+        return self._file(facts, facts.native_sha256, facts.num_native_bytes, "safetensors")
 
-def files_of(facts: Upload) -> Mapping[str, StoredFile]:
-    return {file.name: file for file in (upload_file(facts), native_file(facts))}
+    def upload_file(self, facts: Upload) -> StoredFile:
+        """What was uploaded, byte for byte: the native file itself where that was it."""
+        if facts.sha256 == facts.native_sha256:
+            return self.native_file(facts)
+        return self._file(facts, facts.sha256, facts.num_bytes, "upload")
 
+    def files_of(self, facts: Upload) -> tuple[StoredFile, ...]:
+        return tuple(dict.fromkeys((self.upload_file(facts), self.native_file(facts))))
 
-def names_of(sha256: str) -> tuple[str, ...]:
-    """Every name that a file of this hash can have."""
-    return (f"{sha256}.safetensors", f"{sha256}.upload")
+    def _file(self, facts: Upload, sha256: str, num_bytes: int, ending: str) -> StoredFile:
+        if not self.per_upload:
+            return StoredFile(f"{sha256}.{ending}", sha256, num_bytes)
+        moment = facts.created_at.astimezone(UTC)
+        return StoredFile(f"{sha256}-{moment:%Y%m%dT%H%M%S%f}.{ending}", sha256, num_bytes, moment)

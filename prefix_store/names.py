@@ -39,3 +39,8 @@ def tenant_folder(tenant: str) -> str:
     if _PLAIN_FOLDER.fullmatch(tenant):
         return tenant
     return "~" + hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_key(tenant: str, name: str) -> str:
+    """Where a tenant's file is, below the store's own place."""
+    return f"{tenant_folder(tenant)}/{name}"

@@ -3,11 +3,14 @@
 Knows keys and what was last read or written under them. Knows nothing of the registry itself.
 """
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
+from prefix_store.errors import StoreError, StoreUnavailable
 from prefix_store.tasks import TaskConfig, TaskVersion
 
 TaskKey = tuple[str, str]  # tenant, task_id
@@ -23,44 +26,66 @@ class Pointer:
 
 
 class ServedPointers:
-    """Thread-safe. Holds the tasks that were used or written since the start; an unknown task is never remembered."""
+    """Thread-safe. Holds the tasks that were used or written since the start; an unknown task is never remembered.
 
-    def __init__(self) -> None:
+    What was read holds for `max_seconds`: for ever where nobody else writes. Where the registry cannot be read then,
+    what it said last goes on holding, and it is asked again after as long.
+    """
+
+    def __init__(self, max_seconds: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_seconds = max_seconds
+        self._clock = clock
         self._lock = Lock()
-        self._pointers: dict[TaskKey, Pointer] = {}
+        self._pointers: dict[TaskKey, tuple[Pointer, float]] = {}  # with the moment when it was read
         self._borrowers: defaultdict[TaskKey, set[TaskKey]] = defaultdict(set)  # of a public task, by its owner's key
         self._num_writes = 0
 
     def get(self, key: TaskKey) -> Pointer | None:
         with self._lock:
-            return self._pointers.get(key)
+            return self._fresh(key)
 
     def get_or_read(self, key: TaskKey, read: Callable[[], Pointer]) -> Pointer:
         """From memory, or by `read()` outside the lock; read again if something was written meanwhile, since what
         was read may then be older than what is known."""
         while True:
             with self._lock:
-                if pointer := self._pointers.get(key):
+                if pointer := self._fresh(key):
                     return pointer
+                last, _ = self._pointers.get(key, (None, 0.0))
                 num_writes = self._num_writes
-            pointer = read()
+            started = self._clock()
+            try:
+                pointer = read()
+            except StoreUnavailable:
+                if last is None:
+                    raise
+                pointer = last
+                started = self._clock()  # trying may have taken longer than it holds
+            except StoreError:
+                with self._lock:
+                    self._pointers.pop(key, None)  # deleted by somebody else, above all
+                raise
             with self._lock:
                 if self._num_writes == num_writes:
-                    self._remember(key, pointer)
+                    self._remember(key, pointer, started)
                     return pointer
 
     def put(self, key: TaskKey, pointer: Pointer) -> None:
         """What the key's owner has written; who borrowed the task reads it anew."""
         with self._lock:
             self._forget(key)
-            self._remember(key, pointer)
+            self._remember(key, pointer, self._clock())
 
     def drop(self, key: TaskKey) -> None:
         with self._lock:
             self._forget(key)
 
-    def _remember(self, key: TaskKey, pointer: Pointer) -> None:
-        self._pointers[key] = pointer
+    def _fresh(self, key: TaskKey) -> Pointer | None:
+        pointer, read_at = self._pointers.get(key, (None, 0.0))
+        return pointer if self._clock() < read_at + self._max_seconds else None
+
+    def _remember(self, key: TaskKey, pointer: Pointer, read_at: float) -> None:
+        self._pointers[key] = pointer, read_at
         owners_key = (pointer.tenant, key[1])
         if owners_key != key:
             self._borrowers[owners_key].add(key)

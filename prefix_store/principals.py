@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
+from prefix_store.errors import StoreUnavailable, Unauthorized
 from prefix_store.tenants import Principal
 
 MAX_SECONDS = 2.0  # within which a key that another process revoked is refused here
@@ -16,15 +17,20 @@ _MAX_REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
+    """`until` then it holds unasked, `at_most_until` then where nobody can be asked."""
+
     principal: Principal
     until: float
+    at_most_until: float
 
 
 class Principals:
-    """Thread-safe. Only good keys are remembered, each for at most `MAX_SECONDS`."""
+    """Thread-safe. Only good keys are remembered, each for at most `MAX_SECONDS`; for up to `max_outage` seconds where
+    the registry cannot say what became of it, so that what is in memory can be served meanwhile."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_outage: float = 0.0) -> None:
         self._clock = clock
+        self._max_outage = max_outage
         self._lock = Lock()
         self._remembered: dict[str, _Remembered] = {}
         self._num_changes = 0
@@ -39,12 +45,24 @@ class Principals:
         started = self._clock()
         with self._lock:
             num_changes = self._num_changes
-        principal, seconds = prove()
+        try:
+            principal, seconds = prove()
+        except StoreUnavailable:
+            with self._lock:
+                last = self._remembered.get(secret_sha256)
+            if last is None or started >= last.at_most_until:
+                raise
+            return last.principal
+        except Unauthorized:
+            with self._lock:
+                self._remembered.pop(secret_sha256, None)
+            raise
         with self._lock:
             if self._num_changes == num_changes:  # else what was proved may be over already
                 if len(self._remembered) >= _MAX_REMEMBERED:
                     self._remembered.clear()
-                self._remembered[secret_sha256] = _Remembered(principal, started + min(seconds, MAX_SECONDS))
+                until, at_most_until = (started + min(seconds, most) for most in (MAX_SECONDS, self._max_outage))
+                self._remembered[secret_sha256] = _Remembered(principal, until, at_most_until)
         return principal
 
     def forget(self) -> None:

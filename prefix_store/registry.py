@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
-from prefix_store.database import Database
+from prefix_store.database import Database, lock_name
 from prefix_store.errors import CorruptRecord, PreconditionFailed, PublicNameTaken, Quarantined, StaleVersion
 from prefix_store.quotas import check_quota
 from prefix_store.records import AnyRow, damaged_records, is_sound, key_of
@@ -30,7 +31,7 @@ from prefix_store.rows import (
     version_row,
     visible_task_row,
 )
-from prefix_store.schema import tasks, versions
+from prefix_store.schema import moment_text, tasks, versions
 from prefix_store.tasks import Published, Task, TaskConfig, TaskVersion, Upload
 
 VersionRows = dict[tuple[str, str], list[AnyRow]]  # by tenant and task_id
@@ -57,6 +58,7 @@ class Registry:
         wants that there is no such task, and `QuotaExceeded`.
         """
         with self._database.writing() as connection:
+            lock_name(connection, "task", tenant, task_id)
             task = find_task(connection, tenant, task_id, for_update=True)
             served_sha256 = None if task is None else served_version_row(connection, task).sha256
             if if_none_match and task is not None:
@@ -138,6 +140,7 @@ class Registry:
             if change_config is not None:
                 values["config"] = config_text(change_config(config_of(task)))
             if public is not None:
+                lock_name(connection, "public task", task_id)
                 other = find_public_task(connection, task_id) if public else None
                 if other is not None and other.tenant != tenant:
                     raise PublicNameTaken(task_id, other.tenant)
@@ -177,10 +180,12 @@ class Registry:
                 connection.execute(delete(table).where(table.c.tenant == tenant, table.c.task_id == task_id))
         return [version_of(row, self._fingerprint) for row in rows if is_sound(versions, row._mapping)]
 
-    def needs(self, tenant: str, sha256: str) -> bool:
-        """Whether any version of the tenant's has a file of this hash."""
+    def needs(self, tenant: str, sha256: str, uploaded_at: datetime | None = None) -> bool:
+        """Whether any version of the tenant's, or the one uploaded at that moment, has a file of this hash."""
         of_hash = or_(versions.c.sha256 == sha256, versions.c.native_sha256 == sha256)
         needing = select(versions.c.version).where(versions.c.tenant == tenant, of_hash).limit(1)
+        if uploaded_at is not None:
+            needing = needing.where(versions.c.created_at == moment_text(uploaded_at))
         with self._database.reading() as connection:
             return connection.execute(needing).first() is not None
 

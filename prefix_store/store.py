@@ -4,67 +4,76 @@ Knows the order that makes a write safe: first the files, then one transaction. 
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from threading import RLock
 
-from prefix_store.blobs import DirectoryBlobs
 from prefix_store.cache import CacheStats, PrefixCache
-from prefix_store.database import Database, sqlite_url
-from prefix_store.errors import CommitUncertain, CorruptPrefix, InvalidPrefix, Quarantined, StaleVersion, StoreError
-from prefix_store.files import StoredFile, names_of, native_file, upload_file
+from prefix_store.errors import (
+    CommitUncertain,
+    CorruptPrefix,
+    InvalidPrefix,
+    NameTaken,
+    Quarantined,
+    StaleVersion,
+    StoreError,
+)
+from prefix_store.files import StoredFile
 from prefix_store.formats import parse
-from prefix_store.lock import DirectoryLock
+from prefix_store.home import Place, open_home
 from prefix_store.names import check_new_task_id, check_task_id
 from prefix_store.pointers import Pointer, ServedPointers
 from prefix_store.prefix import BackboneSpec, Prefix
+from prefix_store.principals import MAX_SECONDS, Principals
 from prefix_store.registry import Registry
 from prefix_store.tasks import Published, Served, Task, TaskConfig, TaskVersion, Upload
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.upkeep import Upkeep
 from prefix_store.usage import UsageLedger
 
+MAX_OUTAGE = 3600.0  # seconds for which a key stays good whose tenant cannot be asked for, in a store that many share
+
 
 class PrefixStore:
-    """Every tenant's tasks, in one directory that one process owns. Thread-safe.
+    """Every tenant's tasks, in a directory that one process owns, or in a bucket that many share. Thread-safe.
 
     All methods may wait for the disk, so an event loop calls them in threads, except `cached`, which never does.
     Besides what each says they raise `OutOfSpace`, `StoreUnavailable`, `CorruptRecord`, and `UnknownTask` for a task
-    that is not there. `registry_url` is an SQLAlchemy URL; without one the registry is `registry.sqlite3` in the
-    directory. Opening raises `StoreInUse` and `SchemaTooNew`.
+    that is not there. `place` is a directory's path, with the registry in `registry.sqlite3`; or a bucket's URL, with
+    `registry_url` that of a PostgreSQL database. Opening raises `StoreInUse`, `UnsuitablePlace`, `SchemaTooNew`.
+
+    In a bucket, what another process changed holds here within `MAX_SECONDS`, and a task that is not known here is
+    looked up at once. While the registry cannot be reached, what it said last holds.
 
     In the same database: `tenants` and their keys, and the `usage` ledger. `upkeep` looks for damage and backs up.
     """
 
     def __init__(
         self,
-        directory: Path,
+        place: Place,
         *,
         backbone: BackboneSpec,
         cache_bytes: int = 1 << 30,
         registry_url: str | None = None,
     ) -> None:
         self._backbone = backbone
-        self._lock = DirectoryLock(directory)
-        try:
-            self._blobs = DirectoryBlobs(directory)
-            self._database = Database(registry_url or sqlite_url(directory / "registry.sqlite3"))
-        except BaseException:
-            self._lock.give_back()
-            raise
+        self._home = open_home(place, registry_url)
+        self._blobs, self._names, self._database = self._home.blobs, self._home.names, self._home.database
         self._registry = Registry(self._database, backbone.fingerprint)
         self._cache = PrefixCache(cache_bytes)
-        self._pointers = ServedPointers()
+        self._pointers = ServedPointers(MAX_SECONDS if self._home.is_shared else math.inf)
         # One write at a time, so that no file is removed as unneeded while another write begins to need it.
         self._writing = RLock()
-        self._loose: set[tuple[str, str]] = set()  # (tenant, sha256) of files that perhaps no version needs
-        self.tenants = TenantRegistry(self._database)
+        self._loose: set[tuple[str, StoredFile]] = set()  # with their tenants: files that perhaps no version needs
+        self.num_quarantines = 0  # since the store was opened
+        principals = Principals(max_outage=MAX_OUTAGE if self._home.is_shared else 0.0)
+        self.tenants = TenantRegistry(self._database, principals=principals)
         self.usage = UsageLedger(self._database)
-        self.upkeep = Upkeep(self._database, self._registry, self._blobs, self._writing, self.quarantine)
+        self.upkeep = Upkeep(self._home, self._registry, self._writing, self.quarantine)
 
     def cached(self, tenant: str, task_id: str) -> Served | None:
         """What a request gets, if that is in memory; never waits for the disk. None says: ask `get`."""
@@ -91,7 +100,7 @@ class PrefixStore:
             try:
                 prefix = self._cache.get_or_load(_cache_key(owner, version), partial(self._load, owner, version))
             except CorruptPrefix:
-                if self._pointers.get((tenant, task_id)) is pointer:
+                if self._is_served(tenant, task_id, pointer):
                     raise
                 continue  # it was deleted or replaced while it was being read: look again
             return _served(task_id, pointer, prefix)
@@ -128,12 +137,16 @@ class PrefixStore:
             backbone_checked=backbone_checked,
             created_at=datetime.now(UTC),
         )
+        bodies = {facts.sha256: upload, facts.native_sha256: native}
         with self._writing_task(tenant, task_id):
-            self._loose |= _hashes(tenant, facts)
-            # Also where the same bytes turn out to be there already: it repairs a damaged file.
-            for name, body in {upload_file(facts).name: upload, native_file(facts).name: native}.items():
-                self._blobs.write(tenant, name, body)
+            written = self._names.files_of(facts)
+            for file in written:
+                self._write(tenant, file, bodies[file.sha256])
             published = self._registry.publish(tenant, task_id, facts, if_match=if_match, if_none_match=if_none_match)
+            # Where the same bytes turn out to be there already, they repair a damaged file.
+            for file in self._names.files_of(published.version):
+                if file not in written and file.sha256 in bodies:
+                    self._blobs.repair(tenant, file.name, bodies[file.sha256])
             self._pointers.put((tenant, task_id), Pointer(tenant, published.version, published.config))
         return published
 
@@ -161,11 +174,14 @@ class PrefixStore:
         Raises `UnknownVersion`, `CorruptPrefix`.
         """
         found = self._registry.version(tenant, task_id, version)
-        try:
-            return self._read(tenant, upload_file(found)), found
-        except CorruptPrefix:
-            self._registry.version(tenant, task_id, version)  # raises where it was deleted while it was being read
-            raise
+        while True:
+            try:
+                return self._read(tenant, self._names.upload_file(found)), found
+            except CorruptPrefix:
+                again = self._registry.version(tenant, task_id, version)  # raises where it was deleted meanwhile
+                if again == found:
+                    raise
+                found = again
 
     def patch(
         self,
@@ -190,7 +206,10 @@ class PrefixStore:
 
     def quarantine(self, tenant: str, task_id: str, version: int, reason: str) -> Task:
         """Serve the version no more, until it is uploaded again or released. Raises `UnknownVersion`."""
-        return self._set_quarantined(tenant, task_id, version, reason)
+        with self._writing:
+            task = self._set_quarantined(tenant, task_id, version, reason)
+            self.num_quarantines += 1
+            return task
 
     def release(self, tenant: str, task_id: str, version: int) -> Task:
         """Let a version out of quarantine. Raises `UnknownVersion`."""
@@ -205,17 +224,16 @@ class PrefixStore:
             versions = self._registry.delete(tenant, task_id, if_match)
             self._pointers.drop((tenant, task_id))
             for version in versions:
-                self._loose |= _hashes(tenant, version)
+                self._loose |= {(tenant, file) for file in self._names.files_of(version)}
                 self._cache.discard(_cache_key(tenant, version))
 
     def ping(self) -> None:
-        """Raises `StoreUnavailable` where the directory or the registry cannot be reached."""
+        """Raises `StoreUnavailable` where the files' place or the registry cannot be reached."""
         self._blobs.ping()
         self._database.ping()
 
     def close(self) -> None:
-        self._database.close()
-        self._lock.give_back()
+        self._home.close()
 
     @property
     def stats(self) -> CacheStats:
@@ -239,6 +257,24 @@ class PrefixStore:
     def _read_pointer(self, tenant: str, task_id: str) -> Pointer:
         return Pointer(*self._registry.served(tenant, task_id))
 
+    def _is_served(self, tenant: str, task_id: str, pointer: Pointer) -> bool:
+        """Whether that is still what the registry says; if not, what was remembered is forgotten."""
+        known = self._pointers.get((tenant, task_id))
+        if known is not None and known is not pointer:
+            return False  # it was replaced or repaired here
+        if self._read_pointer(tenant, task_id) == pointer:
+            return True
+        self._pointers.drop((tenant, task_id))
+        return False
+
+    def _write(self, tenant: str, file: StoredFile, body: bytes) -> None:
+        self._loose.add((tenant, file))
+        try:
+            self._blobs.write(tenant, file.name, body)
+        except NameTaken:
+            self._loose.discard((tenant, file))  # it is somebody else's
+            raise
+
     def _set_quarantined(self, tenant: str, task_id: str, version: int, reason: str | None) -> Task:
         with self._writing_task(tenant, task_id):
             return self._remember(tenant, self._registry.set_quarantined(tenant, task_id, version, reason))
@@ -248,7 +284,7 @@ class PrefixStore:
         return task
 
     def _load(self, tenant: str, version: TaskVersion) -> Prefix:
-        file = native_file(version)
+        file = self._names.native_file(version)
         body = self._read(tenant, file)
         try:
             prefix = parse(body, self._backbone.shape, self._backbone.fingerprint)
@@ -267,15 +303,10 @@ class PrefixStore:
     def _remove_loose_files(self) -> None:
         """Remove the files that no version needs; what cannot be removed now is tried again after the next write."""
         with suppress(StoreError):  # litter is no reason to fail what was done
-            for tenant, sha256 in tuple(self._loose):
-                if not self._registry.needs(tenant, sha256):
-                    for name in names_of(sha256):
-                        self._blobs.delete(tenant, name)
-                self._loose.discard((tenant, sha256))
-
-
-def _hashes(tenant: str, facts: Upload) -> set[tuple[str, str]]:
-    return {(tenant, facts.sha256), (tenant, facts.native_sha256)}
+            for tenant, file in tuple(self._loose):
+                if not self._registry.needs(tenant, file.sha256, file.uploaded_at):
+                    self._blobs.delete(tenant, file.name)
+                self._loose.discard((tenant, file))
 
 
 def _cache_key(tenant: str, version: TaskVersion) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from threading import Lock
 
 from sqlalchemy import select, update
 
-from prefix_store.database import Database
+from prefix_store.database import Database, lock_name
 from prefix_store.errors import InvalidTenant, TenantExists, Unauthorized, UnknownKey
 from prefix_store.keys import hash_of, key_id_of, new_key
 from prefix_store.principals import Principals
@@ -55,6 +55,7 @@ class TenantRegistry:
     def add_tenant(self, tenant: Tenant) -> None:
         """Raises `TenantExists`."""
         with self._database.writing() as connection:
+            lock_name(connection, "tenant", tenant.name)
             if find(connection, tenants, tenant.name) is not None:
                 raise TenantExists(tenant.name)
             add(connection, tenants, {**tenant_columns(tenant), "created_at": moment_text(self._now())})
@@ -62,14 +63,15 @@ class TenantRegistry:
     def set_tenant(self, tenant: Tenant) -> None:
         """Replace all that is known of the tenant of that name. Raises `UnknownTenant`."""
         with self._database.writing() as connection:
-            found = find_tenant(connection, tenant.name)
+            found = find_tenant(connection, tenant.name, for_update=True)
             rewrite(connection, tenants, {**found, **tenant_columns(tenant)})
         self._principals.forget()
 
     def disable(self, name: str) -> None:
         """Refuse all its keys, until `set_tenant` says otherwise. Raises `UnknownTenant`."""
         with self._database.writing() as connection:
-            rewrite(connection, tenants, {**find_tenant(connection, name), "disabled": True})
+            found = find_tenant(connection, name, for_update=True)
+            rewrite(connection, tenants, {**found, "disabled": True})
         self._principals.forget()
 
     def tenant(self, name: str) -> Tenant:
@@ -111,7 +113,7 @@ class TenantRegistry:
     def revoke_key(self, key_id: str) -> ApiKey:
         """Refuse the key from now on; a second time changes nothing. Raises `UnknownKey`."""
         with self._database.writing() as connection:
-            found = find(connection, api_keys, key_id)
+            found = find(connection, api_keys, key_id, for_update=True)
             if found is None:
                 raise UnknownKey(key_id)
             check(api_keys, found)

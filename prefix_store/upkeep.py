@@ -5,16 +5,16 @@ Knows the registry and the files, and that files are named by their hashes. Know
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefix_store.backup import back_up
-from prefix_store.blobs import DirectoryBlobs
-from prefix_store.database import Database
-from prefix_store.errors import CorruptPrefix, UnknownTask, UnknownVersion
-from prefix_store.files import StoredFile, files_of
+from prefix_store.errors import CorruptPrefix, CorruptRecord, UnknownTask, UnknownVersion
+from prefix_store.files import StoredFile
+from prefix_store.home import Home
+from prefix_store.names import file_key
 from prefix_store.records import damaged_records
 from prefix_store.registry import Registry
 from prefix_store.schema import api_keys, tenants
@@ -37,15 +37,15 @@ class Upkeep:
 
     def __init__(
         self,
-        database: Database,
+        home: Home,
         registry: Registry,
-        blobs: DirectoryBlobs,
         writing: AbstractContextManager[object],
         quarantine: Callable[[str, str, int, str], object],
     ) -> None:
-        self._database = database
+        self._database = home.database
         self._registry = registry
-        self._blobs = blobs
+        self._blobs = home.blobs
+        self._names = home.names
         self._writing = writing
         self._quarantine = quarantine
 
@@ -57,8 +57,9 @@ class Upkeep:
             for tenant, task_id, version in self._registry.all_versions():
                 if tenant not in sizes:
                     sizes[tenant] = self._blobs.sizes(tenant)
-                for file in files_of(version).values():
-                    if (wrong := _wrong_size(file, sizes[tenant].get(file.name))) is not None:
+                for file in self._names.files_of(version):
+                    wrong = _wrong_size(file, sizes[tenant].get(file.name))
+                    if wrong is not None and self._is_kept(tenant, task_id, version):
                         damage.append(Damage(f"{tenant}/{task_id}/{version.version}", wrong))
         return damage
 
@@ -80,8 +81,8 @@ class Upkeep:
         with self._writing:
             if damaged := self._registry.damaged_records():
                 raise damaged[0]
-            written_before = datetime.now(UTC) - older_than
-            return self._blobs.remove_others(self._needed_files(), written_before.timestamp())
+            needed = {file_key(tenant, file.name) for tenant, file in self._needed_files()}
+            return self._blobs.remove_others(needed, datetime.now(UTC) - older_than)
 
     def backup(self, path: Path) -> int:
         """Copy the registry and the files it needs to `path`, which must not be there; returns how many files.
@@ -90,14 +91,22 @@ class Upkeep:
         protects from what happens to the store, not from what happens to the disk. Nothing is written meanwhile.
         """
         with self._writing:
-            return back_up(self._database, path, self._needed_files())
+            return back_up(self._database, self._blobs, path, self._needed_files())
 
-    def _needed_files(self) -> set[Path]:
-        return {
-            self._blobs.path(tenant, name)
-            for tenant, _, version in self._registry.all_versions()
-            for name in files_of(version)
-        }
+    def _needed_files(self) -> Iterator[tuple[str, StoredFile]]:
+        """With their tenants."""
+        for tenant, _, version in self._registry.all_versions():
+            for file in self._names.files_of(version):
+                yield tenant, file
+
+    def _is_kept(self, tenant: str, task_id: str, version: TaskVersion) -> bool:
+        """Whether it is still there: another process may have deleted it, or another upload have its number."""
+        try:
+            return self._registry.version(tenant, task_id, version.version).created_at == version.created_at
+        except (UnknownTask, UnknownVersion):
+            return False
+        except CorruptRecord:
+            return True
 
     def _damaged_records(self) -> list[Damage]:
         records = self._registry.damaged_records()
@@ -109,20 +118,19 @@ class Upkeep:
     def _verify(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
         if self._damaged_file(tenant, version) is None:
             return None
-        with self._writing:  # look again: it may have been deleted or repaired meanwhile
-            try:
-                now = self._registry.version(tenant, task_id, version.version)
-            except (UnknownTask, UnknownVersion):
-                return None
+        with self._writing, suppress(UnknownTask, UnknownVersion):
+            # Look again: it may have been deleted or repaired meanwhile.
+            now = self._registry.version(tenant, task_id, version.version)
             wrong = self._damaged_file(tenant, now)
-            if wrong is None:
+            if wrong is None or not self._is_kept(tenant, task_id, now):
                 return None
             if now.quarantined is None:
                 self._quarantine(tenant, task_id, version.version, wrong)
             return Damage(f"{tenant}/{task_id}/{version.version}", wrong)
+        return None
 
     def _damaged_file(self, tenant: str, version: TaskVersion) -> str | None:
-        for file in files_of(version).values():
+        for file in self._names.files_of(version):
             try:
                 body = self._blobs.read(tenant, file.name)
             except CorruptPrefix as error:

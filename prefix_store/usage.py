@@ -11,7 +11,7 @@ from threading import Lock
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from prefix_store.database import Database
+from prefix_store.database import Database, lock_name
 from prefix_store.records import AnyRow
 from prefix_store.schema import usage, usage_flushes
 
@@ -97,6 +97,7 @@ class UsageLedger:
     def _write(self) -> None:
         with self._database.writing() as connection:
             if self._last_written(connection) != self._number:
+                lock_name(connection, "usage")
                 for (tenant, task_id, day), used in sorted(self._batch.items()):
                     _increase(connection, tenant, task_id, day, used)
                 self._note_written(connection)

@@ -1,13 +1,12 @@
-"""An application of the operator's routes alone, for a store that no server has open.
+"""An application of the operator's routes alone, for a store that is opened beside any server.
 
-Whoever can write to the store's directory is its operator, so it asks for no key.
+Whoever can write to the store's files and registry is its operator, so it asks for no key.
 """
-
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from prefix_store.home import Place
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import LOCAL_TENANT, Principal, TenantLimits
 from prefix_store.tenants import Scope as KeyScope
@@ -24,10 +23,10 @@ OWNER = Principal(
 REQUEST_ID = "command"
 
 
-def create_admin_app(store: PrefixStore, directory: Path) -> ASGIApp:
+def create_admin_app(store: PrefixStore, place: Place) -> ASGIApp:
     app = FastAPI(openapi_url=None)
     app.state.access = Access(None, nobody=OWNER)
-    app.state.administration = Administration(store, AuditLog.of(directory, make_logger()))
+    app.state.administration = Administration(store, AuditLog.of(place, make_logger()))
     answer_errors(app)
     app.include_router(admin.router)
 

@@ -1,7 +1,7 @@
 """The operator's commands: `polyprefix admin tenant|key …` and `polyprefix store …`.
 
 Each is one request to the operator's routes: over the network with `--url`, else to the same routes in this process, on
-a store that no server has open. Knows terminals and those routes.
+a directory that no server has open, or a bucket. Knows terminals and those routes.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ import typer
 
 from prefix_store.backup import restore as restore_backup
 from prefix_store.errors import StoreError
+from prefix_store.home import place_of
 from server.admin_app import create_admin_app
 from server.administration import open_store
 
@@ -30,8 +31,12 @@ store = typer.Typer(no_args_is_help=True, help="Check, back up, restore and clea
 admin.add_typer(tenant, name="tenant")
 admin.add_typer(key, name="key")
 
-StoreDirectory = Annotated[
-    Path, typer.Option("--store", envvar="POLYPREFIX_STORE", help="The store, while no server runs on it.")
+StorePlace = Annotated[
+    str,
+    typer.Option("--store", envvar="POLYPREFIX_STORE", help="A directory that no server runs on, or a bucket's URL."),
+]
+Registry = Annotated[
+    str | None, typer.Option(envvar="POLYPREFIX_REGISTRY", help="The database's URL, where the store is a bucket.")
 ]
 Url = Annotated[str | None, typer.Option(envvar="POLYPREFIX_URL", help="Ask this server instead.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="An operator's key, for --url.")]
@@ -46,14 +51,15 @@ LimitOptions = Annotated[
         "max_queued; may be given again. 'none' takes one of the last three away.",
     ),
 ]
-HERE = Path("store")
+HERE = "store"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Where:
     """Where the routes answer."""
 
-    store: Path
+    store: str
+    registry: str | None
     url: str | None
     api_key: str | None
 
@@ -63,19 +69,20 @@ def add_tenant(
     name: Name,
     weight: Weight = None,
     limit: LimitOptions = None,
-    store: StoreDirectory = HERE,
+    store: StorePlace = HERE,
+    registry: Registry = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Let somebody new in; they still need a key."""
     body = {"name": name, **given(weight=weight, limits=limits_of(limit))}
-    show(ask(Place(store, url, api_key), "POST", "/admin/tenants", json=body))
+    show(ask(Where(store, registry, url, api_key), "POST", "/admin/tenants", json=body))
 
 
 @tenant.command("list")
-def list_tenants(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+def list_tenants(store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None) -> None:
     """One line of JSON for each."""
-    show(*ask(Place(store, url, api_key), "GET", "/admin/tenants")["tenants"])
+    show(*ask(Where(store, registry, url, api_key), "GET", "/admin/tenants")["tenants"])
 
 
 @tenant.command("set")
@@ -84,19 +91,22 @@ def set_tenant(
     weight: Weight = None,
     limit: LimitOptions = None,
     enabled: Annotated[bool | None, typer.Option("--enabled", help="Accept its keys again.")] = None,
-    store: StoreDirectory = HERE,
+    store: StorePlace = HERE,
+    registry: Registry = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Change what is named, and leave the rest."""
     body = given(weight=weight, limits=limits_of(limit), disabled=False if enabled else None)
-    show(ask(Place(store, url, api_key), "PATCH", f"/admin/tenants/{name}", json=body))
+    show(ask(Where(store, registry, url, api_key), "PATCH", f"/admin/tenants/{name}", json=body))
 
 
 @tenant.command("disable")
-def disable_tenant(name: Name, store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+def disable_tenant(
+    name: Name, store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None
+) -> None:
     """Refuse all its keys; its tasks stay."""
-    show(ask(Place(store, url, api_key), "PATCH", f"/admin/tenants/{name}", json={"disabled": True}))
+    show(ask(Where(store, registry, url, api_key), "PATCH", f"/admin/tenants/{name}", json={"disabled": True}))
 
 
 @key.command("create")
@@ -104,7 +114,8 @@ def create_key(
     name: Name,
     scope: Annotated[list[str] | None, typer.Option(help="generate, tasks or operator; default: the first two")] = None,
     expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Refuse it from then on.")] = None,
-    store: StoreDirectory = HERE,
+    store: StorePlace = HERE,
+    registry: Registry = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
@@ -112,30 +123,33 @@ def create_key(
     body: dict[str, Any] = {"tenant": name, "scopes": scope or ["generate", "tasks"]}
     if expires_in_days is not None:
         body["expires_at"] = (datetime.now(UTC) + timedelta(days=expires_in_days)).isoformat()
-    typer.echo(ask(Place(store, url, api_key), "POST", "/admin/keys", json=body)["secret"])
+    typer.echo(ask(Where(store, registry, url, api_key), "POST", "/admin/keys", json=body)["secret"])
 
 
 @key.command("revoke")
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="The eight characters after pp_.")],
-    store: StoreDirectory = HERE,
+    store: StorePlace = HERE,
+    registry: Registry = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Refuse a key from now on."""
-    show(ask(Place(store, url, api_key), "DELETE", f"/admin/keys/{key_id}"))
+    show(ask(Where(store, registry, url, api_key), "DELETE", f"/admin/keys/{key_id}"))
 
 
 @key.command("list")
-def list_keys(name: Name, store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+def list_keys(
+    name: Name, store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None
+) -> None:
     """One line of JSON for each; none holds its secret."""
-    show(*ask(Place(store, url, api_key), "GET", "/admin/keys", params={"tenant": name})["keys"])
+    show(*ask(Where(store, registry, url, api_key), "GET", "/admin/keys", params={"tenant": name})["keys"])
 
 
 @store.command()
-def verify(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+def verify(store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Read every file and record, and take damaged versions out of service. Exit status 1 where there were any."""
-    damage = ask(Place(store, url, api_key), "POST", "/admin/verify")["damage"]
+    damage = ask(Where(store, registry, url, api_key), "POST", "/admin/verify")["damage"]
     show(*damage)
     if damage:
         raise typer.Exit(1)
@@ -144,45 +158,49 @@ def verify(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None
 @store.command()
 def backup(
     path: Annotated[Path, typer.Argument(help="A directory that is not there yet.")],
-    store: StoreDirectory = HERE,
+    store: StorePlace = HERE,
+    registry: Registry = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Copy the store, whole or not at all. With --url to a path on the server's machine."""
-    show(ask(Place(store, url, api_key), "POST", "/admin/backup", json={"path": str(path.absolute())}))
+    show(ask(Where(store, registry, url, api_key), "POST", "/admin/backup", json={"path": str(path.absolute())}))
 
 
 @store.command()
-def sweep(store: StoreDirectory = HERE, url: Url = None, api_key: ApiKey = None) -> None:
+def sweep(store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Remove files that no record needs."""
-    show(ask(Place(store, url, api_key), "POST", "/admin/sweep"))
+    show(ask(Where(store, registry, url, api_key), "POST", "/admin/sweep"))
 
 
 @store.command()
 def restore(
     path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup.")],
-    store: StoreDirectory = HERE,
+    store: Annotated[str, typer.Option("--store", help="A directory that is not there yet.")] = HERE,
 ) -> None:
     """Make the store, which must not be there yet, as the backup has it."""
+    place = place_of(store)
+    if not isinstance(place, Path):
+        raise typer.BadParameter("a backup is restored into a directory", param_hint="--store")
     try:
-        num_files = restore_backup(path, store)
+        num_files = restore_backup(path, place)
     except StoreError as error:
         fail(str(error))
-    show({"store": str(store), "num_files": num_files})
+    show({"store": store, "num_files": num_files})
 
 
-def ask(place: Place, method: str, path: str, **options: Any) -> Any:
+def ask(where: Where, method: str, path: str, **options: Any) -> Any:
     """The answer's JSON; what is refused ends the command with its reason."""
     try:
-        return asyncio.run(_ask(place, method, path, **options))
+        return asyncio.run(_ask(where, method, path, **options))
     except StoreError as error:
         fail(str(error))
     except httpx.HTTPError as error:
-        fail(f"no answer from {place.url}: {error or type(error).__name__}")
+        fail(f"no answer from {where.url}: {error or type(error).__name__}")
 
 
-async def _ask(place: Place, method: str, path: str, **options: Any) -> Any:
-    async with _connected(place) as http:
+async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
+    async with _connected(where) as http:
         answer = await http.request(method, path, **options)
     if answer.is_error:
         fail(answer.json()["error"])
@@ -190,15 +208,16 @@ async def _ask(place: Place, method: str, path: str, **options: Any) -> Any:
 
 
 @asynccontextmanager
-async def _connected(place: Place) -> AsyncIterator[httpx.AsyncClient]:
-    if place.url is not None:
-        headers = {} if place.api_key is None else {"authorization": f"Bearer {place.api_key}"}
-        async with httpx.AsyncClient(base_url=place.url, headers=headers, timeout=SECONDS) as http:
+async def _connected(where: Where) -> AsyncIterator[httpx.AsyncClient]:
+    if where.url is not None:
+        headers = {} if where.api_key is None else {"authorization": f"Bearer {where.api_key}"}
+        async with httpx.AsyncClient(base_url=where.url, headers=headers, timeout=SECONDS) as http:
             yield http
         return
-    opened = open_store(place.store)
+    place = place_of(where.store)
+    opened = open_store(place, where.registry)
     try:
-        transport = httpx.ASGITransport(create_admin_app(opened, place.store))
+        transport = httpx.ASGITransport(create_admin_app(opened, place))
         async with httpx.AsyncClient(base_url="http://store", transport=transport) as http:
             yield http
     finally:

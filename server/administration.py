@@ -2,10 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastapi import Request
 
+from prefix_store.home import Place
 from prefix_store.prefix import BackboneShape, BackboneSpec
 from prefix_store.store import PrefixStore
 from server.access import principal_of
@@ -33,6 +33,6 @@ async def note(request: Request, action: str, **facts: object) -> None:
     await asyncio.to_thread(audit.record, principal_of(request), request_id_of(request), action, **facts)
 
 
-def open_store(directory: Path) -> PrefixStore:
-    """Raises `StoreInUse` while a server runs on it."""
-    return PrefixStore(directory, backbone=NO_BACKBONE)
+def open_store(place: Place, registry: str | None = None) -> PrefixStore:
+    """Raises `StoreInUse` while a server runs on a directory; a bucket can be shared with servers."""
+    return PrefixStore(place, backbone=NO_BACKBONE, registry_url=registry)

@@ -1,4 +1,4 @@
-"""Who changed what and when, one JSON object a line, in a file that only ever grows.
+"""Who changed what and when, one JSON object a line, in a file that only ever grows; for a bucket in the server's log.
 
 Knows principals and names. Is never given a prompt, a key's secret or a file's content.
 """
@@ -10,6 +10,7 @@ from threading import Lock
 
 from structlog.typing import FilteringBoundLogger
 
+from prefix_store.home import Place
 from prefix_store.tenants import Principal
 
 NAME = "audit.jsonl"
@@ -18,21 +19,24 @@ NAME = "audit.jsonl"
 class AuditLog:
     """Thread-safe. Writes to the disk, so an event loop calls `record` in a thread."""
 
-    def __init__(self, path: Path, log: FilteringBoundLogger) -> None:
+    def __init__(self, path: Path | None, log: FilteringBoundLogger) -> None:
         self._path = path
         self._log = log
         self._lock = Lock()
 
     @classmethod
-    def of(cls, directory: Path, log: FilteringBoundLogger) -> "AuditLog":
-        """The log of the store in this directory."""
-        return cls(directory / NAME, log)
+    def of(cls, place: Place, log: FilteringBoundLogger) -> "AuditLog":
+        """The log of the store in this place. A bucket's objects cannot grow, so there each server's own log has it."""
+        return cls(place / NAME if isinstance(place, Path) else None, log)
 
     def record(self, principal: Principal, request_id: str, action: str, **facts: object) -> None:
         """Add a line. What was done is done: where the line cannot be written, the server's own log has it."""
         moment = datetime.now(UTC).isoformat(timespec="milliseconds")
         who = {"tenant": principal.tenant, "key_id": principal.key_id}
         line = {"time": moment, **who, "request_id": request_id, "action": action, **facts}
+        if self._path is None:
+            self._log.info("audit", line=line)
+            return
         try:
             with self._lock, self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, default=str) + "\n")

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated
 
 import prometheus_client
@@ -40,7 +39,13 @@ class Server(uvicorn.Server):
 
 def serve(
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id; default: the embedded one")] = None,
-    store: Annotated[Path | None, typer.Option(help="Where prefixes are kept; default: ./store")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="Where prefixes are kept: a directory, or s3://…, gs://…, az://…; default: ./store"),
+    ] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="The database that goes with a bucket: postgresql+psycopg://…")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: 127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one and prints it; default: 8000")] = None,
     no_auth: Annotated[

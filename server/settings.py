@@ -6,8 +6,10 @@ The only place that reads the environment. Knows nothing of what the settings ar
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prefix_store.home import place_of
 
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -20,13 +22,22 @@ class Settings(BaseSettings):
 
     model: str | None = None
     """A directory or a hub id; None is the model that ships with the package."""
-    store: Path = Path("store")
+    store: Annotated[Path | str, BeforeValidator(place_of)] = Path("store")
+    """A directory, or a bucket that several servers share: `s3://bucket/path`, `gs://…`, `az://…`."""
+    registry: str | None = None
+    """The URL of the PostgreSQL database that goes with a bucket; None is an SQLite file in the directory."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     no_auth: bool = False
     """Serve everyone who reaches an address that is not this machine's own, while there are no keys."""
+    first_key_file: Path | None = None
+    """Where there is no key yet, make one that opens everything, and write it into this new file."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = None
     """A port of its own for the metrics, open to whoever reaches it."""
+    metrics_by_tenant: bool = False
+    """Count tokens and waiting requests by tenant too: a few series for each."""
+    metrics_max_tasks: Annotated[int, Field(ge=0)] = 0
+    """Count rows and tokens by task too: the first so many that run have a label each, all others share one."""
     allowed_hosts: str = ""
     """The names, separated by commas, by which the server may be asked; empty is any."""
     device: str = "auto"

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from prefix_store.errors import StoreError, UnknownTask, UnknownVersion
 from prefix_store.store import PrefixStore
@@ -85,7 +87,7 @@ def opened(directory: Path) -> Iterator[PrefixStore]:
 
 def litter(directory: Path, store: PrefixStore) -> set[str]:
     """Files of tenants that no version needs."""
-    needed = {path.name for path in store.upkeep._needed_files()}
+    needed = {file.name for _, file in store.upkeep._needed_files()}
     return {path.name for path in directory.glob("*/*")} - needed
 
 
@@ -201,9 +203,8 @@ def take_step(store: PrefixStore, step: Step) -> None:
         return
 
 
-def write_for_ever(directory: Path, seed: int, told: socket.socket) -> None:
-    """Open the store and write in several threads, as the server does; tell each step before and after."""
-    store = PrefixStore(directory, backbone=BACKBONE)
+def write_for_ever(store: PrefixStore, seed: int, tell: Callable[[str], None]) -> None:
+    """Write in several threads, as the server does; tell each step before and after."""
 
     def write(thread: int) -> None:
         choice = random.Random(f"{seed}/{thread}")
@@ -211,9 +212,9 @@ def write_for_ever(directory: Path, seed: int, told: socket.socket) -> None:
             operation = choice.choices(("publish", "rollback", "delete"), (6, 2, 1))[0]
             task_id = f"t{thread}-{choice.randrange(NUM_TASKS)}"
             step = (operation, task_id, choice.randrange(1, NUM_SEEDS))
-            tell(told, f"begin {thread} {' '.join(map(str, step))}")
+            tell(f"begin {thread} {' '.join(map(str, step))}")
             take_step(store, step)
-            tell(told, f"done {thread}")
+            tell(f"done {thread}")
 
     with ThreadPoolExecutor(NUM_THREADS) as threads:
         list(threads.map(write, range(NUM_THREADS)))
@@ -231,12 +232,41 @@ def possible(model: Model, lines: list[str]) -> tuple[Model, list[Step]]:
     return model, list(begun.values())
 
 
+class Mortal(Protocol):
+    """A process that runs `write_for_ever`, as whoever kills it sees it."""
+
+    def line(self) -> str: ...
+
+    def lines(self) -> list[str]: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
 def kill_at_random(directory: Path, num_kills: int, seed: int) -> tuple[int, list[str]]:
     """Kill a writer that often; how many steps it had acknowledged, and what was wrong afterwards."""
+
+    def begin(life: int) -> Child:
+        return Child(lambda told: write_for_ever(PrefixStore(directory, backbone=BACKBONE), life, partial(tell, told)))
+
+    def look() -> State:
+        with opened(directory) as store:
+            found = observe(store, LOOP_TASK_IDS)
+        assert not list(directory.glob("*/*.tmp")), "a temporary file is left"
+        return found
+
+    return kill_often(begin, look, num_kills, seed)
+
+
+def kill_often(
+    begin: Callable[[int], Mortal], look: Callable[[], State], num_kills: int, seed: int
+) -> tuple[int, list[str]]:
+    """Begin a writer, kill it and look, that often; how many steps it had acknowledged, and what was wrong."""
     choice = random.Random(seed)
-    model, num_acknowledged, wrong = Model(), 0, []
+    model, num_acknowledged = Model(), 0
     for kill in range(num_kills):
-        child = Child(lambda told, kill=kill: write_for_ever(directory, seed * 1_000_003 + kill, told))
+        child = begin(seed * 1_000_003 + kill)
         # One in four at any moment of its life, the others while it writes.
         lines = [] if choice.random() < 0.25 else [child.line()]
         time.sleep(choice.uniform(0, 0.12))
@@ -248,13 +278,13 @@ def kill_at_random(directory: Path, num_kills: int, seed: int) -> tuple[int, lis
         outcomes = [model]
         for step in in_flight:
             outcomes += [outcome.after(step) for outcome in outcomes]
-        with opened(directory) as store:
-            found = observe(store, LOOP_TASK_IDS)
-            matching = [outcome for outcome in outcomes if outcome.state() == found]
-            if not matching:
-                wrong.append(f"kill {kill}: {found} is none of {[outcome.state() for outcome in outcomes]}")
-                break
-            model = matching[0]
-            if list(directory.glob("*/*.tmp")):
-                wrong.append(f"kill {kill}: a temporary file is left")
-    return num_acknowledged, wrong
+        try:
+            found = look()
+        except AssertionError as error:
+            return num_acknowledged, [f"kill {kill}: {error}"]
+        matching = [outcome for outcome in outcomes if outcome.state() == found]
+        if not matching:
+            wrong = f"kill {kill}: {found} is none of {[outcome.state() for outcome in outcomes]}"
+            return num_acknowledged, [wrong]
+        model = matching[0]
+    return num_acknowledged, []

@@ -11,9 +11,11 @@ import pytest
 from prefix_store.errors import StoreInUse
 from prefix_store.lock import DirectoryLock
 from prefix_store.store import PrefixStore
+from tests.prefix_store.homes import in_a_directory
 from tests.prefix_store.support import BACKBONE
 
 
+@in_a_directory
 def test_a_directory_that_is_open_is_refused_and_left_alone(store: PrefixStore, tmp_path: Path) -> None:
     half_written = tmp_path / "acme" / "a.safetensors.0123.tmp"
     half_written.parent.mkdir()
@@ -23,6 +25,7 @@ def test_a_directory_that_is_open_is_refused_and_left_alone(store: PrefixStore, 
     assert half_written.exists()
 
 
+@in_a_directory
 def test_a_directory_can_be_opened_again_once_it_is_closed(store: PrefixStore, tmp_path: Path) -> None:
     store.close()
     PrefixStore(tmp_path, backbone=BACKBONE).close()

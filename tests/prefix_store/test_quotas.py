@@ -1,13 +1,13 @@
 """A tenant keeps no more than its limits, however many upload at once; the local one has none."""
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from prefix_store.errors import QuotaExceeded
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Tenant, TenantLimits
+from tests.prefix_store.homes import Home
 from tests.prefix_store.support import native_file, publish
 
 
@@ -15,17 +15,14 @@ def limit(store: PrefixStore, **limits: int) -> None:
     store.tenants.add_tenant(Tenant(name="acme", limits=TenantLimits(**limits)))
 
 
-def num_files(tmp_path: Path) -> int:
-    return len(list(tmp_path.glob("acme/*")))
-
-
-def test_one_task_too_many_is_refused_and_leaves_no_file(store: PrefixStore, tmp_path: Path) -> None:
+def test_one_task_too_many_is_refused_and_leaves_no_file(store: PrefixStore, home: Home) -> None:
     limit(store, max_tasks=2)
     for task_id in ("a", "b"):
         publish(store, task_id, tenant="acme")
+    files = home.files()
     with pytest.raises(QuotaExceeded, match="3 tasks, and 'acme' may have 2"):
         publish(store, "c", tenant="acme", seed=1)
-    assert num_files(tmp_path) == 1
+    assert home.files() == files
     publish(store, "a", tenant="acme", seed=2)
     store.delete("acme", "b")
     publish(store, "c", tenant="acme", seed=1)

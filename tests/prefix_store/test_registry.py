@@ -3,7 +3,6 @@
 import errno
 import os
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,20 +13,14 @@ from prefix_store.database import Database
 from prefix_store.errors import OutOfSpace, PreconditionFailed, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.registry import Registry
 from prefix_store.tasks import TaskConfig, Upload
+from tests.prefix_store.homes import in_sqlite
 
 NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'registry.sqlite3'}"
-
-
-@pytest.fixture
-def registry(url: str) -> Iterator[Registry]:
-    database = Database(url)
-    yield Registry(database, fingerprint="ab" * 32)
-    database.close()
+def registry(database: Database) -> Registry:
+    return Registry(database, fingerprint="ab" * 32)
 
 
 def an_upload(sha256: str = "11" * 32, backbone: str = "ab" * 32) -> Upload:
@@ -109,6 +102,7 @@ def test_writers_at_the_same_time_get_numbers_of_their_own(registry: Registry) -
         assert sorted(each.version.version for each in published) == list(range(1, 13))
 
 
+@in_sqlite
 def test_a_commit_reaches_the_disk_before_it_is_answered_for(registry: Registry, url: str) -> None:
     with registry._database.writing() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
@@ -116,6 +110,7 @@ def test_a_commit_reaches_the_disk_before_it_is_answered_for(registry: Registry,
         assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
 
 
+@in_sqlite
 def test_the_log_has_its_place_in_the_folder_before_anything_is_acknowledged(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +127,7 @@ def test_the_log_has_its_place_in_the_folder_before_anything_is_acknowledged(
     database.close()
 
 
+@in_sqlite
 def test_a_connection_that_could_only_be_opened_for_reading_is_not_used_again(
     registry: Registry, tmp_path: Path
 ) -> None:
@@ -146,6 +142,7 @@ def test_a_connection_that_could_only_be_opened_for_reading_is_not_used_again(
     assert registry.publish("default", "poet", an_upload()).created_task
 
 
+@in_sqlite
 def test_a_full_disk_is_out_of_space_and_nothing_was_kept(registry: Registry) -> None:
     with registry._database._engine.connect() as connection:
         num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
@@ -161,6 +158,7 @@ def fill(registry: Registry) -> None:
         registry.publish("default", f"task-{i}", an_upload())
 
 
+@in_sqlite
 def test_a_long_transaction_of_another_process_is_waited_for_and_then_refused(
     registry: Registry, url: str, tmp_path: Path
 ) -> None:
@@ -174,6 +172,7 @@ def test_a_long_transaction_of_another_process_is_waited_for_and_then_refused(
     assert registry.publish("default", "poet", an_upload()).created_task
 
 
+@in_sqlite
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, url: str) -> None:
     (tmp_path / "registry.sqlite3").write_bytes(b"not a database" * 100)
     with pytest.raises(StoreUnavailable, match="not a database"):

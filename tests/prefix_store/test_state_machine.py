@@ -12,10 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from prefix_store.errors import (
     PreconditionFailed,
@@ -26,11 +27,11 @@ from prefix_store.errors import (
     UnknownTask,
     UnknownVersion,
 )
-from prefix_store.store import PrefixStore
+from prefix_store.names import file_key
 from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant, TenantLimits
-from tests.prefix_store.durability import litter
-from tests.prefix_store.support import BACKBONE, keys_and_values, native_file
+from tests.prefix_store.homes import DirectoryHome, FleetHome, Home
+from tests.prefix_store.support import keys_and_values, native_file
 
 T = TypeVar("T")
 
@@ -67,10 +68,13 @@ class Model:
 
 
 class StoreMachine(RuleBasedStateMachine):
+    def new_home(self) -> Home:
+        return DirectoryHome(Path(tempfile.mkdtemp()))
+
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp())
-        self.store = PrefixStore(self.directory, backbone=BACKBONE, cache_bytes=2 * VALUES[0].nbytes)
+        self.home = self.new_home()
+        self.store = self.home.open(cache_bytes=2 * VALUES[0].nbytes)
         self.tasks: dict[tuple[str, str], Model] = {}
         self.limits = dict.fromkeys(TENANTS, TenantLimits())
         self.pinned: list[tuple[Served, int, str]] = []  # what a request holds, its prefix's seed, its description
@@ -193,14 +197,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def collect_garbage(self) -> None:
-        (self.directory / "acme").mkdir(exist_ok=True)
-        (self.directory / "acme" / "nobody-needs-this").write_bytes(b"12345")
+        self.home.write("acme/nobody-needs-this", b"12345")
         assert self.store.upkeep.sweep(older_than=timedelta(seconds=-60)) == 5
 
     @rule()
     def reopen(self) -> None:
         self.store.close()
-        self.store = PrefixStore(self.directory, backbone=BACKBONE, cache_bytes=2 * VALUES[0].nbytes)
+        self.store = self.home.open(cache_bytes=2 * VALUES[0].nbytes)
 
     # ------------------------------------------------------------ what always holds
 
@@ -252,14 +255,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_folder_has_what_is_needed_and_nothing_else(self) -> None:
-        assert litter(self.directory, self.store) == set()
+        needed = {file_key(tenant, file.name) for tenant, file in self.store.upkeep._needed_files()}
+        assert self.home.files() == needed
         assert self.store.upkeep.scan() == []
         assert self.store.stats.num_bytes <= 2 * VALUES[0].nbytes
 
     def teardown(self) -> None:
         assert self.store.upkeep.verify() == []
         self.store.close()
-        shutil.rmtree(self.directory)
+        if isinstance(self.home, DirectoryHome):
+            shutil.rmtree(self.home.path)
 
     # ------------------------------------------------------------ the model's rules
 
@@ -313,3 +318,12 @@ def _sha256(version: Version) -> str:
 
 class TestStore(StoreMachine.TestCase):  # type: ignore[name-defined, misc]
     settings = settings(max_examples=10, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.fleet
+def test_a_store_in_a_bucket(new_fleet: Callable[[], FleetHome]) -> None:
+    class FleetMachine(StoreMachine):
+        def new_home(self) -> Home:
+            return new_fleet()
+
+    run_state_machine_as_test(FleetMachine, settings=settings(max_examples=5, stateful_step_count=20, deadline=None))

@@ -27,6 +27,7 @@ from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.tasks import Published, TaskConfig
 from tests.prefix_store.durability import Child
+from tests.prefix_store.homes import Home, flip_a_bit, in_a_directory, key_of
 from tests.prefix_store.support import BACKBONE, OTHER_BACKBONE, keys_and_values, native_file, publish
 
 
@@ -44,10 +45,6 @@ def publish_text(store: PrefixStore, text: bytes, seed: int, task_id: str = "poe
         num_virtual_tokens=3,
         backbone_checked=True,
     )
-
-
-def files_in(directory: Path) -> set[str]:
-    return {str(path.relative_to(directory)) for path in directory.glob("*/*")}
 
 
 def test_what_was_published_is_served(store: PrefixStore) -> None:
@@ -69,6 +66,7 @@ def test_nothing_is_cached_before_the_first_use_and_all_after(store: PrefixStore
     assert cached.prefix is served.prefix
 
 
+@in_a_directory
 def test_cached_needs_neither_registry_nor_files(store: PrefixStore, tmp_path: Path) -> None:
     publish(store)
     store.get("default", "poet")
@@ -129,7 +127,7 @@ def test_a_config_is_served_at_once_and_outlives_versions(store: PrefixStore) ->
     assert store.get("default", "poet").config == config
 
 
-def test_a_deleted_task_is_gone_with_its_files(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_deleted_task_is_gone_with_its_files(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)
     publish(store, seed=2)
     held = store.get("default", "poet")
@@ -138,7 +136,7 @@ def test_a_deleted_task_is_gone_with_its_files(store: PrefixStore, tmp_path: Pat
     for ask in (store.get, store.task, store.upload_bytes, store.delete):
         with pytest.raises(UnknownTask):
             ask("default", "poet")
-    assert files_in(tmp_path) == set()
+    assert home.files() == set()
     assert store.stats.num_bytes == 0
     assert torch.equal(held.prefix.past_key_values, keys_and_values(2))
 
@@ -151,20 +149,21 @@ def test_a_task_that_is_uploaded_anew_starts_at_1_with_its_new_bytes(store: Pref
     assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(2))
 
 
-def test_a_file_stays_while_another_task_of_the_tenant_needs_it(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_file_stays_while_another_task_of_the_tenant_needs_it(store: PrefixStore, home: Home) -> None:
     publish(store, "poet", seed=1)
     publish(store, "clerk", seed=1)
-    assert len(files_in(tmp_path)) == 1
+    assert len(home.files()) == 1
     store.delete("default", "poet")
     assert store.get("default", "clerk").prefix.revision == sha256(native_file(1))
 
 
-def test_tenants_share_neither_tasks_nor_files_nor_memory(store: PrefixStore, tmp_path: Path) -> None:
+def test_tenants_share_neither_tasks_nor_files_nor_memory(store: PrefixStore, home: Home) -> None:
     publish(store, tenant="acme", seed=1)
     with pytest.raises(UnknownTask):
         store.get("zeta", "poet")
     publish(store, tenant="zeta", seed=1)
-    assert len(files_in(tmp_path)) == 2
+    assert len(home.files()) == 2
     store.get("acme", "poet")
     assert store.cached("zeta", "poet") is None
     store.get("zeta", "poet")
@@ -204,11 +203,11 @@ def test_a_task_cannot_take_a_reserved_or_impossible_name(store: PrefixStore) ->
         store.tasks("default", after="\ud800")
 
 
-def test_preconditions_compare_with_the_served_version(store: PrefixStore, tmp_path: Path) -> None:
+def test_preconditions_compare_with_the_served_version(store: PrefixStore, home: Home) -> None:
     with pytest.raises(PreconditionFailed):
         publish(store, if_match="*")
     first = publish(store, seed=1, if_none_match=True)
-    files = files_in(tmp_path)
+    files = home.files()
     with pytest.raises(PreconditionFailed):
         publish(store, seed=2, if_none_match=True)
     with pytest.raises(PreconditionFailed):
@@ -217,20 +216,20 @@ def test_preconditions_compare_with_the_served_version(store: PrefixStore, tmp_p
         store.patch("default", "poet", version=1, if_match=sha256(b""))
     with pytest.raises(PreconditionFailed):
         store.delete("default", "poet", if_match=sha256(b""))
-    assert files_in(tmp_path) == files
+    assert home.files() == files
     publish(store, seed=2, if_match=first.version.sha256)
     publish(store, seed=3, if_match="*")
     assert store.get("default", "poet").version == 3
 
 
-def test_a_restarted_process_sees_all(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_restarted_process_sees_all(store: PrefixStore, home: Home) -> None:
     publish(store, "poet", seed=1)
     publish(store, "poet", seed=2)
     publish_text(store, b"text", seed=3, task_id="clerk")
     store.patch("default", "poet", version=1)
     tasks = store.tasks("default")
     store.close()
-    restarted = PrefixStore(tmp_path, backbone=BACKBONE)
+    restarted = home.open()
     assert restarted.tasks("default") == tasks
     assert torch.equal(restarted.get("default", "poet").prefix.past_key_values, keys_and_values(1))
     assert restarted.get("default", "clerk").prefix.kind == "text"
@@ -245,10 +244,10 @@ def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
     store.close()
 
 
-def test_under_another_backbone_versions_are_stale_and_a_new_upload_heals(store: PrefixStore, tmp_path: Path) -> None:
+def test_under_another_backbone_versions_are_stale_and_a_new_upload_heals(store: PrefixStore, home: Home) -> None:
     publish_text(store, b"text", seed=1)
     store.close()
-    other = PrefixStore(tmp_path, backbone=OTHER_BACKBONE)
+    other = home.open(OTHER_BACKBONE)
     assert [version.stale for version in other.task("default", "poet").versions] == [True]
     assert other.cached("default", "poet") is None
     with pytest.raises(StaleVersion):
@@ -266,16 +265,17 @@ def test_under_another_backbone_versions_are_stale_and_a_new_upload_heals(store:
 
 @pytest.mark.parametrize("damage", ["a bit flips", "cut short", "gone", "another prefix"])
 def test_a_damaged_file_fails_its_own_task_until_it_is_uploaded_again(
-    store: PrefixStore, tmp_path: Path, damage: str
+    store: PrefixStore, home: Home, damage: str
 ) -> None:
     publish(store, "poet", seed=1)
     publish(store, "clerk", seed=2)
-    file = tmp_path / "default" / f"{sha256(native_file(1))}.safetensors"
-    body = bytearray(file.read_bytes())
-    body[-1] ^= 1
-    file.unlink()
-    if damage != "gone":
-        file.write_bytes({"a bit flips": body, "cut short": body[:100], "another prefix": native_file(3)}[damage])
+    key = key_of(store)
+    if damage == "gone":
+        home.remove(key)
+    elif damage == "a bit flips":
+        flip_a_bit(home, key)
+    else:
+        home.write(key, {"cut short": home.read(key)[:100], "another prefix": native_file(3)}[damage])
     with pytest.raises(CorruptPrefix):
         store.get("default", "poet")
     with pytest.raises(CorruptPrefix):
@@ -301,8 +301,8 @@ def test_two_first_uses_load_once(store: PrefixStore) -> None:
     assert store.stats.loads == 1
 
 
-def test_memory_is_bounded_and_what_was_pushed_out_is_loaded_again(tmp_path: Path) -> None:
-    store = PrefixStore(tmp_path, backbone=BACKBONE, cache_bytes=2 * keys_and_values().nbytes)
+def test_memory_is_bounded_and_what_was_pushed_out_is_loaded_again(home: Home) -> None:
+    store = home.open(cache_bytes=2 * keys_and_values().nbytes)
     for seed, task_id in enumerate(["a", "b", "c"]):
         publish(store, task_id, seed=seed)
         store.get("default", task_id)
@@ -354,36 +354,37 @@ class FailingCommit:
 
 
 def test_a_commit_that_may_have_happened_keeps_the_files(
-    store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as fault:
         fault.setattr(store._registry, "publish", FailingCommit(store._registry.publish))
         with pytest.raises(StoreUnavailable):
             publish(store, "poet", seed=1)
     publish(store, "clerk", seed=2)
-    assert len(files_in(tmp_path)) == 2
+    assert len(home.files()) == 2
     assert store.get("default", "poet").version == 1
 
 
 def test_a_commit_that_did_not_happen_leaves_no_file_behind_once_writing_works_again(
-    store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as fault:
         fault.setattr(store._registry, "publish", FailingCommit(lambda *arguments, **keywords: None))
         with pytest.raises(StoreUnavailable):
             publish(store, "poet", seed=1)
     publish(store, "clerk", seed=2)
-    assert files_in(tmp_path) == {f"default/{sha256(native_file(2))}.safetensors"}
+    assert home.files() == {key_of(store, "clerk")}
 
 
-def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)
     with store._database._engine.connect() as connection:
         num_pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count={num_pages}")
     with pytest.raises(OutOfSpace):
         fill(store)
-    assert len(files_in(tmp_path)) == len(store.tasks("default", limit=1000))
+    assert len(home.files()) == len(store.tasks("default", limit=1000))
     assert store.get("default", "poet").version == 1
 
 
@@ -402,6 +403,7 @@ KILLED_AT = {
 }
 
 
+@in_a_directory
 @pytest.mark.parametrize("moment", KILLED_AT)
 def test_a_process_killed_when_shows_the_old_version_or_the_new_one_whole(
     store: PrefixStore, tmp_path: Path, moment: str
@@ -429,6 +431,7 @@ def test_a_process_killed_when_shows_the_old_version_or_the_new_one_whole(
     restarted.close()
 
 
+@in_a_directory
 def test_ping_tells_when_the_store_is_gone(store: PrefixStore, tmp_path: Path) -> None:
     store.ping()
     store.close()

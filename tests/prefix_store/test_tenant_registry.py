@@ -1,7 +1,6 @@
 """Who a key proves, for how long, and that one that is not good says nothing of why."""
 
 import hmac
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import event
 
-from prefix_store.database import Database, sqlite_url
+from prefix_store.database import Database
 from prefix_store.errors import (
     CorruptRecord,
     InvalidTenant,
@@ -21,7 +20,8 @@ from prefix_store.errors import (
 )
 from prefix_store.principals import Principals
 from prefix_store.tenant_registry import TenantRegistry
-from prefix_store.tenants import Scope, Tenant, TenantLimits
+from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
+from tests.prefix_store.homes import in_sqlite
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 ACME = Tenant(name="acme", weight=2.0, limits=TenantLimits(max_tasks=7))
@@ -43,13 +43,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(sqlite_url(tmp_path / "registry.sqlite3"))
-    yield opened
-    opened.close()
 
 
 def a_registry(database: Database, clock: Clock) -> TenantRegistry:
@@ -94,6 +87,7 @@ def test_a_key_without_a_scope_is_not_made(registry: TenantRegistry) -> None:
         registry.create_key("acme", set())
 
 
+@in_sqlite
 def test_the_secret_is_kept_nowhere(registry: TenantRegistry, tmp_path: Path) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
     hidden = secret.rsplit("_", 1)[1].encode()
@@ -297,3 +291,54 @@ def test_a_damaged_tenant_opens_nothing(registry: TenantRegistry, database: Data
         connection.exec_driver_sql("UPDATE tenants SET weight = 200.0")
     with pytest.raises(CorruptRecord):
         registry.authenticate(secret)
+
+
+class Outage:
+    """A proof that cannot be had."""
+
+    def __call__(self) -> tuple[Principal, float]:
+        raise StoreUnavailable("the database is gone")
+
+
+def test_a_key_that_was_good_stays_so_for_as_long_as_an_outage_may_last_and_it_is_valid(
+    registry: TenantRegistry, clock: Clock
+) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    proved = registry.authenticate(secret)
+    principals = Principals(clock.monotonic, max_outage=60.0)
+    principals.read("short", lambda: (proved, 10.0))
+    principals.read("long", lambda: (proved, 1e9))
+    clock.seconds = 9.0
+    assert principals.get("short") is None
+    assert principals.read("short", Outage()) is proved
+    clock.seconds = 59.0
+    assert principals.read("long", Outage()) is proved
+    for seconds, secret_sha256 in ((10.0, "short"), (60.0, "long"), (0.0, "never seen")):
+        clock.seconds = seconds
+        with pytest.raises(StoreUnavailable):
+            principals.read(secret_sha256, Outage())
+
+
+def test_on_a_machine_of_its_own_no_key_outlives_what_proves_it(registry: TenantRegistry, clock: Clock) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    principals = Principals(clock.monotonic)
+    proved = registry.authenticate(secret)
+    principals.read("key", lambda: (proved, 1e9))
+    clock.seconds = 2.0
+    with pytest.raises(StoreUnavailable):
+        principals.read("key", Outage())
+
+
+def test_a_key_that_was_refused_is_not_good_again_in_an_outage(registry: TenantRegistry, clock: Clock) -> None:
+    _, secret = registry.create_key("acme", {Scope.GENERATE})
+    principals = Principals(clock.monotonic, max_outage=60.0)
+    proved = registry.authenticate(secret)
+    principals.read("key", lambda: (proved, 1e9))
+    clock.seconds = 2.0
+
+    def refuse() -> tuple[Principal, float]:
+        raise Unauthorized
+
+    for prove, error in ((refuse, Unauthorized), (Outage(), StoreUnavailable)):
+        with pytest.raises(error):
+            principals.read("key", prove)

@@ -12,17 +12,8 @@ from prefix_store.backup import restore
 from prefix_store.errors import CorruptPrefix, CorruptRecord, Quarantined, StoreUnavailable
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
+from tests.prefix_store.homes import DirectoryHome, Home, flip_a_bit, in_a_directory, key_of
 from tests.prefix_store.support import BACKBONE, keys_and_values, publish
-
-
-def the_file(tmp_path: Path, store: PrefixStore, task_id: str = "poet") -> Path:
-    return tmp_path / "default" / f"{store.task('default', task_id).served.native_sha256}.safetensors"
-
-
-def flip_a_bit(path: Path, position: int = -1) -> None:
-    body = bytearray(path.read_bytes())
-    body[position] ^= 1
-    path.write_bytes(body)
 
 
 def test_a_sound_store_has_no_damage(store: PrefixStore) -> None:
@@ -32,23 +23,23 @@ def test_a_sound_store_has_no_damage(store: PrefixStore) -> None:
     assert list(store.upkeep.verify_each()) == [None, None]
 
 
-def test_a_scan_finds_what_is_missing_or_of_another_size_without_reading(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_scan_finds_what_is_missing_or_of_another_size_without_reading(store: PrefixStore, home: Home) -> None:
     for seed, task_id in enumerate(["gone", "short", "flipped", "sound"]):
         publish(store, task_id, seed=seed)
-    the_file(tmp_path, store, "gone").unlink()
-    os.truncate(the_file(tmp_path, store, "short"), 10)
-    flip_a_bit(the_file(tmp_path, store, "flipped"))
+    home.remove(key_of(store, "gone"))
+    home.write(key_of(store, "short"), b"0123456789")
+    flip_a_bit(home, key_of(store, "flipped"))
     damage = store.upkeep.scan()
     assert [found.where for found in damage] == ["default/gone/1", "default/short/1"]
     assert "missing" in damage[0].what
     assert "10 bytes" in damage[1].what
 
 
-def test_a_verification_quarantines_a_damaged_version_and_no_other(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_verification_quarantines_a_damaged_version_and_no_other(store: PrefixStore, home: Home) -> None:
     publish(store, "poet", seed=1)
     publish(store, "clerk", seed=2)
     store.get("default", "poet")
-    flip_a_bit(the_file(tmp_path, store))
+    flip_a_bit(home, key_of(store))
     assert [found.where for found in store.upkeep.verify()] == ["default/poet/1"]
     assert store.cached("default", "poet") is None
     with pytest.raises(Quarantined, match="damaged"):
@@ -57,9 +48,9 @@ def test_a_verification_quarantines_a_damaged_version_and_no_other(store: Prefix
     assert len(store.upkeep.verify()) == 1
 
 
-def test_the_same_bytes_repair_a_version_and_release_it(store: PrefixStore, tmp_path: Path) -> None:
+def test_the_same_bytes_repair_a_version_and_release_it(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)
-    flip_a_bit(the_file(tmp_path, store))
+    flip_a_bit(home, key_of(store))
     store.upkeep.verify()
     published = publish(store, seed=1)
     assert (published.version.version, published.changed) == (1, True)
@@ -67,7 +58,7 @@ def test_the_same_bytes_repair_a_version_and_release_it(store: PrefixStore, tmp_
     assert store.upkeep.verify() == []
 
 
-def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: PrefixStore) -> None:
     publish(store, seed=1)
     publish(store, seed=2)
     store.get("default", "poet")
@@ -83,11 +74,11 @@ def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: Pre
     assert store.patch("default", "poet", version=2).served_version == 2
 
 
-def test_a_quarantine_outlives_the_process(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_quarantine_outlives_the_process(store: PrefixStore, home: Home) -> None:
     publish(store)
     store.quarantine("default", "poet", 1, "it fails")
     store.close()
-    again = PrefixStore(tmp_path, backbone=BACKBONE)
+    again = home.open()
     with pytest.raises(Quarantined, match="it fails"):
         again.get("default", "poet")
     again.close()
@@ -102,14 +93,17 @@ def test_a_task_deleted_while_it_is_verified_is_no_damage(store: PrefixStore) ->
     assert list(pass_over) == [None]
 
 
-def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(
+    store: PrefixStore, home: Home, tmp_path: Path
+) -> None:
     publish(store)
     old, new = tmp_path / "default" / "old.upload", tmp_path / "gone" / "new.upload"
     new.parent.mkdir()
     for path in (old, new):
         path.write_bytes(b"12345")
     hours_ago = time.time() - 7200
-    for path in (old, the_file(tmp_path, store)):
+    for path in (old, tmp_path / key_of(store)):
         os.utime(path, (hours_ago, hours_ago))
     assert store.upkeep.sweep() == 5
     assert not old.exists()
@@ -118,12 +112,21 @@ def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(store: Prefi
     assert store.upkeep.verify() == []
 
 
-def test_a_store_with_a_damaged_record_is_not_swept(store: PrefixStore, tmp_path: Path) -> None:
+def test_a_sweep_leaves_what_is_needed_however_old_and_what_is_new(store: PrefixStore, home: Home) -> None:
+    publish(store)
+    home.write("gone/litter.upload", b"12345")
+    assert store.upkeep.sweep() == 0
+    assert store.upkeep.sweep(timedelta(seconds=-10)) == 5
+    assert home.files() == {key_of(store)}
+    assert store.upkeep.verify() == []
+
+
+def test_a_store_with_a_damaged_record_is_not_swept(store: PrefixStore, home: Home) -> None:
     publish(store)
     damage(store, "UPDATE versions SET native_sha256 = 'x'")
     with pytest.raises(CorruptRecord):
         store.upkeep.sweep(timedelta(seconds=-10))
-    assert len(list(tmp_path.glob("default/*"))) == 1
+    assert len(home.files()) == 1
 
 
 def damage(store: PrefixStore, statement: str) -> None:
@@ -134,8 +137,7 @@ def damage(store: PrefixStore, statement: str) -> None:
 RECORDS = {
     "a task's served version": "UPDATE tasks SET served_version = 2 WHERE task_id = 'poet'",
     "a task's settings": "UPDATE tasks SET config = '{' WHERE task_id = 'poet'",
-    "bytes that are no text": "UPDATE tasks SET config = CAST(x'ff00ff' AS TEXT) WHERE task_id = 'poet'",
-    "a public task": "UPDATE tasks SET public = 1 WHERE task_id = 'poet'",
+    "a public task": "UPDATE tasks SET public = true WHERE task_id = 'poet'",
     "a version's hash": f"UPDATE versions SET native_sha256 = '{'0' * 64}' WHERE task_id = 'poet' AND version = 3",
     "a version's moment": "UPDATE versions SET created_at = 'x' WHERE task_id = 'poet'",
     "a version's number of tokens": "UPDATE versions SET num_virtual_tokens = 4 WHERE task_id = 'poet'",
@@ -145,15 +147,27 @@ RECORDS = {
 }
 
 
+NOT_TEXT = "UPDATE tasks SET config = CAST(x'ff00ff' AS TEXT) WHERE task_id = 'poet'"  # which PostgreSQL never stores
+
+
+@in_a_directory
+def test_a_record_with_bytes_that_are_no_text_fails_its_own_task(store: PrefixStore, home: Home) -> None:
+    damaged_record_fails_its_own_task(store, home, NOT_TEXT)
+
+
 @pytest.mark.parametrize("record", RECORDS)
-def test_a_damaged_record_fails_its_own_task_and_no_other(store: PrefixStore, tmp_path: Path, record: str) -> None:
+def test_a_damaged_record_fails_its_own_task_and_no_other(store: PrefixStore, home: Home, record: str) -> None:
+    damaged_record_fails_its_own_task(store, home, RECORDS[record])
+
+
+def damaged_record_fails_its_own_task(store: PrefixStore, home: Home, statement: str) -> None:
     for seed in (1, 2, 3):
         publish(store, "poet", seed=seed)
     publish(store, "clerk", seed=4)
     store.quarantine("default", "poet", 3, "it fails")
-    damage(store, RECORDS[record])
+    damage(store, statement)
     store.close()
-    again = PrefixStore(tmp_path, backbone=BACKBONE)
+    again = home.open()
     for ask in (again.get, again.task):
         with pytest.raises(CorruptRecord):
             ask("default", "poet")
@@ -176,6 +190,7 @@ def test_a_damaged_tenant_or_key_is_found_by_a_scan(store: PrefixStore) -> None:
     assert {found.where for found in store.upkeep.scan()} == {"tenants acme", f"api_keys {key.key_id}"}
 
 
+@in_a_directory
 def test_a_damaged_index_is_found_by_a_scan(store: PrefixStore) -> None:
     publish(store)
     damage(store, "PRAGMA writable_schema=ON")
@@ -188,7 +203,8 @@ def test_a_damaged_index_is_found_by_a_scan(store: PrefixStore) -> None:
     assert [found.where for found in store.upkeep.scan()][:1] == ["registry"]
 
 
-def test_a_backup_is_a_store_as_it_was(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_backup_is_a_store_as_it_was(store: PrefixStore, home: Home, tmp_path: Path) -> None:
     publish(store, "poet", seed=1)
     publish(store, "poet", seed=2)
     store.tenants.add_tenant(Tenant(name="acme"))
@@ -207,25 +223,28 @@ def test_a_backup_is_a_store_as_it_was(store: PrefixStore, tmp_path: Path) -> No
     again.close()
 
 
-def test_a_backup_takes_no_place_of_anything(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_backup_takes_no_place_of_anything(store: PrefixStore, home: Home, tmp_path: Path) -> None:
     (tmp_path / "backup").mkdir()
     with pytest.raises(StoreUnavailable, match="there already"):
         store.upkeep.backup(tmp_path / "backup")
 
 
-def test_a_backup_that_fails_leaves_nothing(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_backup_that_fails_leaves_nothing(store: PrefixStore, home: Home, tmp_path: Path) -> None:
     publish(store)
-    the_file(tmp_path, store).unlink()
+    home.remove(key_of(store))
     with pytest.raises(CorruptPrefix, match="missing"):
         store.upkeep.backup(tmp_path / "backups" / "today")
     assert list((tmp_path / "backups").iterdir()) == []
 
 
-def test_a_damaged_backup_is_not_restored(store: PrefixStore, tmp_path: Path) -> None:
+@in_a_directory
+def test_a_damaged_backup_is_not_restored(store: PrefixStore, home: Home, tmp_path: Path) -> None:
     publish(store)
     store.upkeep.backup(tmp_path / "backup")
     (file,) = (tmp_path / "backup").glob("*/*.safetensors")
-    flip_a_bit(file)
+    flip_a_bit(DirectoryHome(tmp_path / "backup"), f"default/{file.name}")
     with pytest.raises(CorruptPrefix, match="damaged in the backup"):
         restore(tmp_path / "backup", tmp_path / "restored")
     assert not (tmp_path / "restored").exists()

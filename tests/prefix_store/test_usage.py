@@ -17,13 +17,6 @@ ONE = Usage(requests=1, prompt_tokens=10, generated_tokens=5, seconds=0.5)
 TWO = Usage(requests=2, prompt_tokens=20, generated_tokens=10, seconds=1.0)
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(sqlite_url(tmp_path / "registry.sqlite3"))
-    yield opened
-    opened.close()
-
-
 def test_usage_is_told_by_tenant_task_and_day_once_it_is_flushed(database: Database) -> None:
     ledger = UsageLedger(database)
     for tenant, task_id in [("acme", "poet"), ("acme", "clerk"), ("zeta", "poet"), ("acme", "poet")]:

@@ -74,7 +74,7 @@ def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]
     spec = BackboneSpec("tiny", SHAPE, FINGERPRINT)
 
     def load(settings: Settings) -> Loaded:
-        store = PrefixStore(settings.store, backbone=spec)
+        store = PrefixStore(settings.store, backbone=spec, registry_url=settings.registry)
         facts = BackboneFacts(spec, EOS, "float32", "cpu")
         return Loaded(facts, engine, Tokenizer(backend), store, store.tenants.has_keys())
 
@@ -82,7 +82,7 @@ def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]
 
 
 @contextmanager
-def running(directory: Path, backend: Backend, engine: EchoEngine, **settings: Any) -> Iterator[Running]:
+def running(directory: Path | str, backend: Backend, engine: EchoEngine, **settings: Any) -> Iterator[Running]:
     chosen = Settings(store=directory, port=0, **settings)
     log = io.StringIO()
     app = create_app(chosen, loader(backend, engine), make_logger(log))

@@ -6,12 +6,16 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
+# In the order of their characters, as SQLite has them, whatever language the database speaks.
+_TASK_ID = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
+_NAME = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 
 def upgrade() -> None:
     op.create_table(
         "tasks",
         sa.Column("tenant", sa.Text, primary_key=True),
-        sa.Column("task_id", sa.String(128), primary_key=True),
+        sa.Column("task_id", _TASK_ID, primary_key=True),
         sa.Column("served_version", sa.Integer, nullable=False),
         sa.Column("num_versions", sa.Integer, nullable=False),
         sa.Column("config", sa.Text, nullable=False),
@@ -26,7 +30,7 @@ def upgrade() -> None:
     op.create_table(
         "versions",
         sa.Column("tenant", sa.Text, primary_key=True),
-        sa.Column("task_id", sa.String(128), primary_key=True),
+        sa.Column("task_id", _TASK_ID, primary_key=True),
         sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("native_sha256", sa.String(64), nullable=False),
@@ -45,7 +49,7 @@ def upgrade() -> None:
     op.create_index("versions_by_native_sha256", "versions", ["tenant", "native_sha256"])
     op.create_table(
         "tenants",
-        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("name", _NAME, primary_key=True),
         sa.Column("weight", sa.Float(53), nullable=False),
         sa.Column("limits", sa.Text, nullable=False),
         sa.Column("disabled", sa.Boolean, nullable=False),
@@ -68,7 +72,7 @@ def upgrade() -> None:
     op.create_table(
         "usage",
         sa.Column("tenant", sa.Text, primary_key=True),
-        sa.Column("task_id", sa.Text, primary_key=True),
+        sa.Column("task_id", _NAME, primary_key=True),
         sa.Column("day", sa.String(10), primary_key=True),
         sa.Column("requests", sa.BigInteger, nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger, nullable=False),

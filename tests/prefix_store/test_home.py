@@ -1,0 +1,96 @@
+"""Where a store can be kept, and where it refuses to be."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from prefix_store.bucket import BucketBlobs
+from prefix_store.database import Database
+from prefix_store.errors import StoreUnavailable, UnsuitablePlace
+from prefix_store.home import place_of
+from prefix_store.store import PrefixStore
+from tests.prefix_store.support import BACKBONE
+
+
+@pytest.mark.parametrize("text", ["store", "/var/lib/store", "a b", "C:store"])
+def test_a_path_is_a_directory(text: str) -> None:
+    assert place_of(text) == Path(text)
+    assert place_of(Path(text)) == Path(text)
+
+
+@pytest.mark.parametrize(
+    ("place", "registry", "what"),
+    [
+        ("s3://bucket/path", None, "--registry"),
+        ("s3://bucket/path", "sqlite:///registry.sqlite3", "--registry"),
+        ("file:///tmp/store", "postgresql+psycopg://host/database", "s3://"),
+        ("memory:///", "postgresql+psycopg://host/database", "s3://"),
+        ("s3://", "postgresql+psycopg://host/database", "URL"),
+    ],
+)
+def test_what_many_cannot_share_safely_is_refused(place: str, registry: str | None, what: str) -> None:
+    with pytest.raises(UnsuitablePlace, match=what):
+        PrefixStore(place, backbone=BACKBONE, registry_url=registry)
+
+
+@pytest.mark.parametrize("registry", ["nonsense", "oracle://host/database", "postgresql+nobody://user:secret@host/d"])
+def test_a_registry_that_is_no_database_of_ours_is_refused_and_no_password_repeated(registry: str) -> None:
+    with pytest.raises(UnsuitablePlace, match="postgresql") as refused:
+        Database(registry)
+    assert "secret" not in str(refused.value)
+
+
+def test_a_directory_has_no_registry_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(UnsuitablePlace, match="itself"):
+        PrefixStore(tmp_path, backbone=BACKBONE, registry_url="postgresql+psycopg://host/database")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """An object store of the kind that takes every PUT, whatever it was told of what must not be there."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("etag", '"0"')
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = b"<DeleteResult><Deleted><Key>probe</Key></Deleted></DeleteResult>"
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forgetful) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "x")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_bucket_that_lets_a_file_be_created_twice_is_refused() -> None:
+    with pytest.raises(UnsuitablePlace, match="If-None-Match"):
+        BucketBlobs("s3://bucket/path")
+
+
+def test_a_bucket_that_cannot_be_reached_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with pytest.raises(StoreUnavailable, match="opening s3://bucket"):
+        BucketBlobs("s3://bucket/path")
