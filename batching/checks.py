@@ -9,7 +9,7 @@ from torch import Tensor
 
 from batching.gpt2 import Backbone
 from batching.sequence import Sequence
-from batching.types import Compile, ContextTooLong, Request, RequestError
+from batching.types import Compile, ContextTooLong, Request, RequestError, SamplingParams
 from prefix_store.prefix import BackboneShape
 
 
@@ -21,6 +21,8 @@ def check_request(request: Request | Compile, backbone: Backbone, max_num_seqs: 
         _check_compile(request, backbone.shape)
     elif request.prefix is not None:
         _check_prefix_shape(request.prefix.past_key_values, backbone.shape)
+    if isinstance(request, Request) and request.constraint is not None:
+        _check_constrained(request.sampling_params)
     sequence = Sequence(request)
     if sequence.num_prompt_tokens == 0:
         raise RequestError("the prompt has no tokens; feed the end-of-text token in its place")
@@ -33,6 +35,15 @@ def check_request(request: Request | Compile, backbone: Backbone, max_num_seqs: 
     token_ids = request.prompt_token_ids if isinstance(request, Request) else request.token_ids or ()
     if not all(0 <= token_id < backbone.vocab_size for token_id in token_ids):
         raise RequestError(f"a token id is outside the vocabulary of {backbone.vocab_size}")
+
+
+def _check_constrained(params: SamplingParams) -> None:
+    if params.num_beams > 1:
+        raise RequestError(f"num_beams is {params.num_beams}; expected 1 with a grammar, which beams cannot follow")
+    if params.min_new_tokens > 0:
+        raise RequestError(
+            f"min_new_tokens is {params.min_new_tokens}; expected 0 with a grammar, which decides when a text may end"
+        )
 
 
 def _check_compile(request: Compile, shape: BackboneShape) -> None:

@@ -71,6 +71,8 @@ class TokenChooser:
                 reason = FinishReason.STOP
             elif len(output_token_ids) == _params(sequence).max_new_tokens:
                 reason = FinishReason.LENGTH
+            elif sequence.constraint is not None:
+                sequence.constraint.follow(output_token_ids)
             choices.append(Choice(1, (token_id,), () if token is None else (token,), reason))
         return choices
 
@@ -105,7 +107,8 @@ def _sampling_row(sequence: Sequence, row: Row) -> SamplingRow:
     uniform = sequence.uniforms[num_output_tokens] if sequence.uniforms else 0.0
     has_penalty = request.sampling_params.repetition_penalty != 1.0
     seen = (*request.prompt_token_ids, *row.output_token_ids) if has_penalty else ()
-    return SamplingRow(request.sampling_params, num_output_tokens, uniform, seen)
+    allowed = None if sequence.constraint is None else sequence.constraint.allowed()
+    return SamplingRow(request.sampling_params, num_output_tokens, uniform, seen, allowed)
 
 
 def _last_logits(results: list[RowLogits]) -> Tensor:

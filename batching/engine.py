@@ -20,10 +20,13 @@ from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
 from batching.scheduler import Scheduler
 from batching.sequence import Row, RowStep, Sequence
-from batching.types import Compile, Compiled, FinishReason, Request, RequestError, StepOutput, StepStats
+from batching.types import Compile, Compiled, FinishReason, Request, RequestError, StepOutput, StepRow, StepStats
 
 # What a step has to say of one request
 Output = StepOutput | Compiled
+
+# Seconds that a step waits for its rows' constraints, where no other row goes on meanwhile.
+CONSTRAINTS_PATIENCE = 0.01
 
 # Logits [64, 50257] in float32 are 13 MB; a whole prompt's at once would be twenty times as much.
 PROMPT_LOGPROBS_AT_ONCE = 64
@@ -107,10 +110,10 @@ class Engine:
         self._num_steps += 1
         for step in steps:
             step.sequence.first_step = step.sequence.first_step or self._num_steps
-        num_decode_tokens = sum(step.is_decode for step in steps)  # before the rows have got further
+        rows = tuple(map(_step_row, steps))  # before they have got further
         outputs += self._commit(steps, run_contained(self._runner.execute, steps))
         outputs += self._report_admitted(admitted, outputs)
-        self.last_step = self._stats(steps, num_decode_tokens, time.monotonic() - started_at)
+        self.last_step = self._stats(steps, rows, time.monotonic() - started_at)
         return outputs
 
     def _prepare(self, admitted: list[Sequence]) -> list[None]:
@@ -126,6 +129,8 @@ class Engine:
             if params.temperature > 0:
                 seed = secrets.randbits(64) if params.seed is None else params.seed
                 sequence.uniforms = draw_uniforms(seed, params.choice, params.max_new_tokens).tolist()
+            if request.constraint is not None:
+                sequence.constraint = request.constraint.begin(self.backbone.vocab_size)
             if params.num_beams > 1:
                 sequence.beams = BeamSearch(
                     num_beams=params.num_beams,
@@ -137,8 +142,12 @@ class Engine:
         return [None] * len(admitted)
 
     def _commit(self, steps: list[RowStep], results: list[RowLogits | Failure]) -> list[Output]:
-        """Advance every row by what was computed, and choose the next token of those that have read all they know."""
+        """Advance every row by what was computed, and choose the next token of those that have read all they know.
+
+        A row that may not be told yet what it is allowed to say stays before its last token, and comes here again.
+        """
         outputs: list[Output] = []
+        held = _held_by_constraints(steps)
         completed: dict[Row, RowLogits] = {}
         for step, result in zip(steps, results, strict=True):
             sequence = step.sequence
@@ -149,9 +158,9 @@ class Engine:
             elif not result.is_finite:
                 outputs.append(self._fail(sequence, "the model's logits are not finite numbers", is_finite=False))
             else:
-                completes_row = step.completes_row
+                completes_row = step.completes_row and sequence not in held
                 self._read_prompt_logprobs(step, result)
-                step.row.num_cached += step.num_new_tokens
+                step.row.num_cached += step.num_new_tokens - (sequence in held)
                 if completes_row and isinstance(sequence.request, Compile):
                     outputs.append(self._answer_compile(sequence))
                 elif completes_row:
@@ -251,17 +260,31 @@ class Engine:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request.request_id]
 
-    def _stats(self, steps: list[RowStep], num_decode_tokens: int, seconds: float) -> StepStats:
+    def _stats(self, steps: list[RowStep], rows: tuple[StepRow, ...], seconds: float) -> StepStats:
         return StepStats(
             step=self._num_steps,
-            num_rows=len(steps),
+            rows=rows,
             num_distinct_prefixes=len({_prefix_revision(step.sequence) for step in steps}),
-            num_prefill_tokens=sum(step.num_new_tokens for step in steps) - num_decode_tokens,
-            num_decode_tokens=num_decode_tokens,
             num_waiting=self.num_waiting,
             num_free_slots=self.num_free_slots,
             seconds=seconds,
         )
+
+
+def _step_row(step: RowStep) -> StepRow:
+    return StepRow(step.sequence.request.request_id, step.row.slot, step.num_new_tokens, step.is_decode)
+
+
+def _held_by_constraints(steps: list[RowStep]) -> set[Sequence]:
+    """The sequences that would choose a token now, but do not know yet which ones they may."""
+    constrained = [
+        (step.sequence, step.sequence.constraint)
+        for step in steps
+        if step.sequence.constraint is not None and step.completes_row
+    ]
+    if len(constrained) == len(steps) and not any(constraint.is_ready for _, constraint in constrained):
+        constrained[0][1].wait(CONSTRAINTS_PATIENCE)
+    return {sequence for sequence, constraint in constrained if not constraint.is_ready}
 
 
 def _prefix_revision(sequence: Sequence) -> str | None:

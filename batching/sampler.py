@@ -8,6 +8,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,12 +28,14 @@ class SamplingRow:
     """One row that wants a token: what it asked for, and how many tokens it has said.
 
     `uniform`: its random number for this token. `seen_token_ids`: prompt and output, for the repetition penalty.
+    `allowed` `[V]`: which tokens its constraint allows; None for a row without one.
     """
 
     params: SamplingParams
     num_output_tokens: int
     uniform: float = 0.0
     seen_token_ids: SequenceOf[int] = ()
+    allowed: npt.NDArray[np.bool_] | None = None
 
 
 def draw_uniforms(seed: int, choice: int, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
@@ -44,24 +47,27 @@ def draw_uniforms(seed: int, choice: int, num_tokens: int) -> "np.ndarray[tuple[
 def sample(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> list[int]:
     """`[B, V]` finite float32 logits -> B token ids. Greedy rows take the largest, the others draw."""
     token_ids: list[int] = argmax(logits).tolist()
-    # Most rows are done: a greedy one without a penalty keeps its largest, unless that is an end that comes too early.
+    # Most rows are done: a greedy one without a penalty or a constraint keeps its largest, unless that is an end that
+    # comes too early.
     others = [
         i
         for i, row in enumerate(rows)
         if row.params.temperature > 0
         or row.params.repetition_penalty != 1.0
+        or row.allowed is not None
         or (token_ids[i] == eos_token_id and row.num_output_tokens < row.params.min_new_tokens)
     ]
     if others:
         other_rows = [rows[i] for i in others]
         scores = penalise(logits if len(others) == len(rows) else logits[others], other_rows, eos_token_id)
+        scores = _constrain(scores, other_rows)
         for i, token_id in zip(others, _choose(scores, other_rows), strict=True):
             token_ids[i] = token_id
     return token_ids
 
 
 def _choose(scores: Tensor, rows: list[SamplingRow]) -> list[int]:
-    """B token ids from scores `[B, V]` to which every penalty has been applied."""
+    """B token ids from scores `[B, V]` to which every penalty and constraint has been applied."""
     token_ids = argmax(scores)
     drawing = [i for i, row in enumerate(rows) if row.params.temperature > 0]
     if drawing:
@@ -86,6 +92,20 @@ def penalise(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> Tens
         scores[penalised] = own
     if too_short:
         scores[too_short, eos_token_id] = float("-inf")
+    return scores
+
+
+def _constrain(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Leave each row of `[B, V]` what its constraint allows; `scores` itself is not changed."""
+    constrained = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if not constrained:
+        return scores
+    allowed = np.stack([row.allowed for row in rows if row.allowed is not None])
+    kept = scores[constrained].masked_fill(~torch.from_numpy(allowed).to(scores.device), float("-inf"))
+    if len(constrained) == len(rows):
+        return kept
+    scores = scores.clone()
+    scores[constrained] = kept
     return scores
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from batching.beams import BeamSearch
-from batching.types import Compile, Request, TokenLogprob
+from batching.types import Compile, Request, RowConstraint, TokenLogprob
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,7 @@ class Sequence:
     rows: list[Row] = field(default_factory=list)
     beams: BeamSearch | None = None
     uniforms: SequenceOf[float] = ()  # one for each new token, if it samples
+    constraint: RowConstraint | None = None
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     admitted_at: float = 0.0
     first_step: int = 0

@@ -1,12 +1,17 @@
 """Everything that crosses between the server and the engine: plain frozen values, whole when made.
 
-Knows no scheduler, no cache and no model. A value here can be sent to another thread or, one day, another process.
+Knows no scheduler, no cache and no model. A value here can be sent to another thread or, one day, another process; but
+for a request's constraint, which is an object of the server's.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from prefix_store.prefix import Prefix
@@ -40,7 +45,8 @@ class SamplingParams:
     """How one row chooses its tokens.
 
     Greedy when `temperature` is 0. Order of what is applied to the logits: repetition penalty, `min_new_tokens`,
-    temperature, top-k, top-p (that of transformers). Log-probabilities are the model's own, before any of it.
+    the request's constraint, temperature, top-k, top-p (that of transformers). Log-probabilities are the model's own,
+    before any of it.
 
     `seed`: the row's random stream is a function of (seed, choice) and the token's index alone; None draws a fresh one.
     `choice`: which of the n samples of one request this row is.
@@ -108,11 +114,37 @@ def _expect(is_right: bool, name: str, value: object, expected: str) -> None:
         raise RequestError(f"{name} is {value}; expected {expected}")
 
 
+class RowConstraint(Protocol):
+    """What one row may say next, worked out while the backbone computes. The engine never waits for it while other rows
+    go on: a row that is not ready by the end of a step is computed again with the next one.
+    """
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether what may come next is known, or that it never will be."""
+
+    def wait(self, max_seconds: float) -> None:
+        """Until it is ready, but no longer than this."""
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """`[vocab_size]` with at least one token; once it is ready. Raises where the row cannot go on."""
+
+    def follow(self, output_token_ids: Sequence[int]) -> None:
+        """Begin to work out what may come after all that the row has said. Returns at once."""
+
+
+class Constraint(Protocol):
+    """What may be said at all. Many rows may have the same one; it alone says when they may end."""
+
+    def begin(self, vocab_size: int) -> RowConstraint:
+        """For a row that has said nothing yet. Returns at once."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt to be continued. `prefix` None is the bare backbone. `prompt_token_ids` holds at least one token.
 
-    `weight`: the tenant's share of the engine, relative to the others'.
+    `weight`: the tenant's share of the engine, relative to the others'. `constraint` None lets the row say anything.
     """
 
     request_id: str
@@ -121,6 +153,7 @@ class Request:
     prefix: Prefix | None = None
     sampling_params: SamplingParams = SamplingParams()
     weight: float = 1.0
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,16 +216,37 @@ class Compiled:
     error: str | None = None
 
 
+class StepRow(NamedTuple):
+    """One row of a forward pass: whose it is, its slot, and how many tokens it computed there; one that decodes goes
+    on from a token of its own."""
+
+    request_id: str
+    slot: int
+    num_tokens: int
+    is_decode: bool
+
+
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """Facts of one forward pass, for metrics: how many rows, of how many distinct prefixes (the bare backbone counts
-    as one), how many tokens of prompts and of decoding rows, and how long it took in seconds."""
+    """Facts of one forward pass, for whoever watches: its rows, of how many distinct prefixes (the bare backbone counts
+    as one), and how long it took in seconds."""
 
     step: int
-    num_rows: int
+    rows: tuple[StepRow, ...]
     num_distinct_prefixes: int
-    num_prefill_tokens: int
-    num_decode_tokens: int
     num_waiting: int
     num_free_slots: int
     seconds: float
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of prompts."""
+        return sum(row.num_tokens for row in self.rows if not row.is_decode)
+
+    @property
+    def num_decode_tokens(self) -> int:
+        return sum(row.num_tokens for row in self.rows if row.is_decode)

@@ -8,14 +8,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from batching.types import Request
+from batching.types import Constraint, Request
 from prefix_store.errors import InvalidTaskId
 from prefix_store.names import RESERVED_TASK_IDS, check_task_id
 from prefix_store.tasks import Served
 from prefix_store.usage import Usage
 from server.caller import Caller
 from server.errors import InvalidValue, NoSuchTask
-from server.parameters import check_combination, check_event_stream, sampling_params, with_defaults
+from server.grammar_compiler import GrammarError
+from server.parameters import check_combination, check_event_stream, grammar_of, sampling_params, with_defaults
 from server.schemas import MAX_REQUEST_ROWS, GenerateBody, GenerateParameters
 from server.services import Services
 from server.text import render
@@ -65,7 +66,8 @@ async def prepare(services: Services, caller: Caller, body: GenerateBody, path_t
     if stream:
         check_event_stream(parameters)
     prompt = await read_prompt(services, served, body.inputs or "")
-    (generation,) = plan(services, caller, served, parameters, [prompt], has_scores=stream)
+    constraint = await find_constraint(services, caller, parameters)
+    (generation,) = plan(services, caller, served, parameters, [prompt], has_scores=stream, constraint=constraint)
     return generation
 
 
@@ -77,6 +79,7 @@ def plan(
     prompts: Sequence[Prompt],
     *,
     has_scores: bool,
+    constraint: Constraint | None = None,
 ) -> list[Generation]:
     """One generation for each prompt of a request, which is counted. `has_scores` as in `sampling_params`.
 
@@ -87,7 +90,9 @@ def plan(
         raise InvalidValue(
             f"the request makes {num_rows} rows (prompts x samples); expected at most {MAX_REQUEST_ROWS}"
         )
-    generations = [_generation(services, caller, served, parameters, prompt, has_scores) for prompt in prompts]
+    generations = [
+        _generation(services, caller, served, parameters, prompt, has_scores, constraint) for prompt in prompts
+    ]
     services.engine.check_room(caller.tenant, num_rows * parameters.num_slots, caller.principal.limits.max_queued)
     services.store.usage.add(caller.tenant, task_name(served), Usage(requests=1))
     return generations
@@ -100,6 +105,7 @@ def _generation(
     parameters: GenerateParameters,
     prompt: Prompt,
     has_scores: bool,
+    constraint: Constraint | None,
 ) -> Generation:
     token_ids = prompt.token_ids if parameters.truncate is None else prompt.token_ids[-parameters.truncate :]
     token_ids = token_ids or (services.backbone.eos_token_id,)
@@ -112,6 +118,7 @@ def _generation(
         prefix=None if served is None else served.prefix,
         sampling_params=sampling_params(parameters, num_free_positions, has_scores),
         weight=caller.principal.weight,
+        constraint=constraint,
     )
     services.engine.check(request)
     rows = tuple(_sample(request, choice) for choice in range(parameters.num_samples))
@@ -160,6 +167,20 @@ async def tokenize(services: Services, text: str) -> tuple[int, ...]:
     if num_bytes > max_bytes:
         raise InvalidValue(f"inputs: {num_bytes} bytes of text, expected at most {max_bytes}")
     return await asyncio.to_thread(services.tokenizer.encode, text)
+
+
+async def find_constraint(services: Services, caller: Caller, parameters: GenerateParameters) -> Constraint | None:
+    """What the request's grammar is compiled to, for each of its rows; None where it has no grammar.
+
+    Raises `InvalidValue`, `DeadlinePassed`.
+    """
+    name, grammar = grammar_of(parameters)
+    if grammar is None:
+        return None
+    try:
+        return await services.grammars.compile(caller.tenant, grammar)
+    except GrammarError as error:
+        raise InvalidValue(f"{name}: {error}", name) from None
 
 
 def _sample(request: Request, choice: int) -> Request:

@@ -3,18 +3,30 @@
 Knows the contract's rules. Knows nothing of tasks, prompts or tokens.
 """
 
+import json
 import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from batching.types import SamplingParams
 from server.errors import InvalidValue
-from server.schemas import GenerateParameters
+from server.grammar_compiler import Grammar
+from server.schemas import (
+    MAX_GRAMMAR_BYTES,
+    GenerateParameters,
+    JsonGrammar,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    JsonSchemaGrammar,
+    RegexGrammar,
+    TextFormat,
+)
 
 DEFAULT_MAX_NEW_TOKENS = 64
 SEED_BITS = 53  # so that a reader that holds numbers in doubles gets the seed exactly
 
 
+ANY_OBJECT = {"type": "object"}
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
 
 
@@ -78,6 +90,35 @@ def sampling_params(parameters: GenerateParameters, num_free_positions: int, has
         "early_stopping": parameters.early_stopping,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def grammar_of(parameters: GenerateParameters) -> tuple[str, Grammar | None]:
+    """The grammar that is asked for, in whichever dialect, and the parameter that says it. Raises `InvalidValue`."""
+    name = "grammar" if parameters.response_format is None else "response_format"
+    given = parameters.grammar or parameters.response_format
+    if given is None or isinstance(given, TextFormat):
+        return name, None
+    if isinstance(given, RegexGrammar):
+        grammar = Grammar("regex", given.value)
+    else:
+        try:
+            grammar = Grammar("json", json.dumps(_schema_of(given)))
+        except (ValueError, RecursionError) as error:
+            raise InvalidValue(f"{name}: not the JSON of a schema: {error}", name) from None
+    num_bytes = len(grammar.source.encode())
+    if num_bytes > MAX_GRAMMAR_BYTES:
+        raise InvalidValue(f"{name}: {num_bytes} bytes, expected at most {MAX_GRAMMAR_BYTES}", name)
+    return name, grammar
+
+
+def _schema_of(given: JsonGrammar | JsonSchemaGrammar | JsonObjectFormat | JsonSchemaFormat) -> object:
+    """Raises `ValueError` on a string that is no JSON."""
+    if isinstance(given, JsonGrammar):
+        return json.loads(given.value) if isinstance(given.value, str) else given.value
+    if isinstance(given, JsonObjectFormat):
+        return given.json_schema or ANY_OBJECT
+    named = given.value if isinstance(given, JsonSchemaGrammar) else given.json_schema
+    return named.json_schema or ANY_OBJECT
 
 
 def _refuse(refused: Mapping[str, bool]) -> None:

@@ -40,6 +40,8 @@ class Row:
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self.finish_reason: str | None = None
         self.admitted_at: float | None = None
+        self.first_token_at: float | None = None  # when it was read
+        self.last_token_at: float | None = None
         self.steps = (0, 0)
 
     @property

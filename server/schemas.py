@@ -5,7 +5,7 @@ left out. Knows nothing of what the fields do.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ MAX_COUNT = 2**31 - 1  # far above any context, and what any registry can hold
 MAX_BEST_OF = 16
 MAX_REQUEST_ROWS = 64
 MAX_STOP_STRINGS = 4
+MAX_GRAMMAR_BYTES = 32 << 10
 
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -30,7 +31,6 @@ UNSUPPORTED: Mapping[str, object] = {
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "logit_bias": {},
-    "grammar": None,
     "watermark": False,
     "merged_adapters": None,
 }
@@ -51,6 +51,57 @@ class Strict(BaseModel):
 
 class Closed(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+JsonSchema = dict[str, Any]
+
+
+class RegexGrammar(Strict):
+    """The text matches the expression as a whole. Rust's dialect: no look-around, no back-references."""
+
+    type: Literal["regex"]
+    value: str
+
+
+class JsonGrammar(Strict):
+    """The text is JSON that fulfils a JSON schema, which may be sent as a string as well."""
+
+    type: Literal["json"]
+    value: JsonSchema | str
+
+
+class NamedSchema(Strict):
+    """Without a schema, any object."""
+
+    name: str | None = None
+    json_schema: Annotated[JsonSchema | None, Field(alias="schema")] = None
+
+
+class JsonSchemaGrammar(Strict):
+    type: Literal["json_schema"]
+    value: NamedSchema
+
+
+class TextFormat(Strict):
+    """Whatever the model says."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object; LoRAX's clients send a schema with it."""
+
+    type: Literal["json_object"]
+    json_schema: Annotated[JsonSchema | None, Field(alias="schema")] = None
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+GrammarBody = Annotated[RegexGrammar | JsonGrammar | JsonSchemaGrammar, Field(discriminator="type")]
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class TextParameters(BaseModel):
@@ -79,7 +130,10 @@ class TextParameters(BaseModel):
 
 
 class GenerateParameters(Strict, TextParameters):
-    """The request's own parameters. Unknown ones are ignored, known and unsupported ones refused."""
+    """The request's own parameters. Unknown ones are ignored, known and unsupported ones refused.
+
+    `response_format` says the same as `grammar`, in another dialect.
+    """
 
     task_id: str | None = None
     adapter_id: str | None = None
@@ -87,11 +141,19 @@ class GenerateParameters(Strict, TextParameters):
     decoder_input_details: bool | None = None
     return_full_text: bool | None = None
     top_n_tokens: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    grammar: GrammarBody | None = None
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, given: object) -> object:
         return refuse_unsupported(given, UNSUPPORTED)
+
+    @model_validator(mode="after")
+    def _one_grammar(self) -> Self:
+        if self.grammar is not None and self.response_format is not None:
+            raise ValueError("grammar and response_format say the same thing; leave one out")
+        return self
 
     @property
     def num_samples(self) -> int:

@@ -51,6 +51,10 @@ class Tokenizer:
             raise TokenizerError(f"the tokenizer of {model} has {num_tokens} tokens; the backbone has {vocab_size}")
         return cls(backend)
 
+    def to_json(self) -> str:
+        """As in a tokenizer.json."""
+        return str(self._backend.to_str())
+
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
 

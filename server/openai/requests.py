@@ -9,7 +9,7 @@ from typing import Any
 from prefix_store.tasks import Served
 from server.caller import Caller
 from server.errors import InvalidValue
-from server.generation import Generation, Prompt, find_task, plan, read_prompt, tokenize
+from server.generation import Generation, Prompt, find_constraint, find_task, plan, read_prompt, tokenize
 from server.openai.chat import render_chat
 from server.openai.schemas import ChatBody, CompletionBody, SampledBody
 from server.parameters import SAMPLING, check_combination, with_defaults
@@ -36,7 +36,8 @@ async def prepare_completion(services: Services, caller: Caller, body: Completio
         await read_prompt(services, served, prompt) if isinstance(prompt, str) else Prompt("", tuple(prompt))
         for prompt in body.prompts
     ]
-    return plan(services, caller, served, parameters, prompts, has_scores=False)
+    constraint = await find_constraint(services, caller, parameters)
+    return plan(services, caller, served, parameters, prompts, has_scores=False, constraint=constraint)
 
 
 async def prepare_chat(services: Services, caller: Caller, body: ChatBody) -> list[Generation]:
@@ -54,12 +55,19 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatBody) -> li
     parameters = _settled(body, own, served, {})
     text = render_chat(served.config.chat_template, body.messages)
     prompt = Prompt(text, await tokenize(services, text))
-    return plan(services, caller, served, parameters, [prompt], has_scores=False)
+    constraint = await find_constraint(services, caller, parameters)
+    return plan(services, caller, served, parameters, [prompt], has_scores=False, constraint=constraint)
 
 
 def _own_parameters(body: SampledBody, **translated: Any) -> GenerateParameters:
     """What the request itself says; its values were checked with its body."""
-    same = {"temperature": body.temperature, "top_p": body.top_p, "seed": body.seed, "stop": body.stop_strings}
+    same = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "seed": body.seed,
+        "stop": body.stop_strings,
+        "response_format": body.response_format,
+    }
     return GenerateParameters().model_copy(update={**same, **translated})
 
 

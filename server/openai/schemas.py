@@ -17,6 +17,7 @@ from server.schemas import (
     MAX_SEED,
     MAX_STOP_STRINGS,
     Finite,
+    ResponseFormat,
     StopString,
     Strict,
     refuse_unsupported,
@@ -47,6 +48,7 @@ class SampledBody(Strict):
     n: Annotated[int, Field(ge=1, le=MAX_REQUEST_ROWS)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     stop: StopString | StopStrings | None = None
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -118,7 +120,6 @@ class ChatBody(SampledBody):
         "functions": [],
         "tool_choice": "none",
         "function_call": "none",
-        "response_format": {"type": "text"},
         "modalities": ["text"],
         "audio": None,
         "prediction": None,

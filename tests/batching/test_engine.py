@@ -100,6 +100,17 @@ def test_steps_count_the_distinct_prefixes_they_held():
     assert engine.last_step.num_rows == engine.last_step.num_decode_tokens == 4
 
 
+def test_steps_tell_their_rows_with_slot_and_tokens():
+    engine = make_engine(MODEL)
+    first, second = ask((1, 2, 3), max_new_tokens=4, min_new_tokens=4), ask((4, 5), max_new_tokens=4, min_new_tokens=4)
+    engine.add_request(first)
+    engine.step()
+    engine.add_request(second)
+    engine.step()
+    assert engine.last_step is not None
+    assert engine.last_step.rows == ((first.request_id, 0, 1, True), (second.request_id, 1, 2, False))
+
+
 def test_a_long_prompt_does_not_hold_up_rows_that_decode():
     engine = make_engine(MODEL)
     short = ask((1, 2), max_new_tokens=50, min_new_tokens=50)

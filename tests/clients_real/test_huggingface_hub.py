@@ -1,5 +1,7 @@
 """The package `huggingface_hub`: `InferenceClient.text_generation`."""
 
+import json
+
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -41,3 +43,11 @@ def test_odd_text_comes_through_a_stream(ask):
 def test_a_hot_stream_is_the_whole_answer(ask):
     asked = {"max_new_tokens": 60, "do_sample": True, "temperature": 5.0, "seed": 7}
     assert "".join(ask(ODD_TEXT, stream=True, **asked)) == ask(ODD_TEXT, **asked)
+
+
+def test_a_grammar_is_followed(ask):
+    assert ask(PROMPT, grammar={"type": "regex", "value": "[0-9]{3}"}, max_new_tokens=8).isdigit()
+    name = {"type": "string", "maxLength": 9}
+    schema = {"type": "object", "properties": {"name": name}, "required": ["name"], "additionalProperties": False}
+    text = ask(PROMPT, grammar={"type": "json", "value": schema}, max_new_tokens=40)
+    assert json.loads(text).keys() == {"name"}

@@ -250,7 +250,7 @@ def test_the_same_request_id_from_two_callers_is_answered_twice(server: Running)
         {"do_sample": 1},
         {"num_beams": 2, "do_sample": True},
         {"num_beams": 2, "best_of": 2},
-        {"grammar": {"type": "regex", "value": "a"}},
+        {"grammar": {"type": "regex"}},
         {"watermark": True},
         {"merged_adapters": {}},
         {"typical_p": 0.9},

@@ -390,7 +390,7 @@ def test_a_chat_is_streamed(talker: Running) -> None:
         {"messages": [{"role": "tool", "content": "x"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         {"tools": [{"type": "function"}]},
-        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json"}},
         {"top_logprobs": 2},
     ],
 )
