@@ -20,27 +20,40 @@ from prefix_store.errors import StoreError
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from server.access import LOCAL, Access, is_loopback
+from server.account_metrics import AccountMetrics
 from server.administration import Administration
 from server.admission import Admission
-from server.async_engine import AsyncEngine, EngineLike
+from server.async_engine import AsyncEngine, EngineLike, Pulse
 from server.audit import AuditLog
 from server.bookkeeping import books_kept
 from server.failure_watch import FailureWatch
+from server.first_key import write_first_key
+from server.grammars import Grammars
 from server.http import answer_errors
 from server.inspection import store_inspected
 from server.lifecycle import Lifecycle
 from server.limits import Limits
+from server.live import Live
 from server.log import make_logger
 from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import document
-from server.routes import admin, generate, openai, operations, score, tasks
+from server.routes import admin, generate, live, openai, operations, page, score, tasks
 from server.services import BackboneFacts, Services
 from server.settings import Settings
 from server.text import Tokenizer
 from server.upload_room import UploadRoom
 
-ROUTERS = (generate.router, openai.router, score.router, tasks.router, operations.router, admin.router)
+ROUTERS = (
+    generate.router,
+    openai.router,
+    score.router,
+    tasks.router,
+    operations.router,
+    live.router,
+    admin.router,
+    page.router,
+)
 
 
 class ServerStartError(Exception):
@@ -82,8 +95,15 @@ def _load(settings: Settings, model: str) -> Loaded:
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
     facts = BackboneFacts(spec, backbone.eos_token_id, backbone.dtype_name, backbone.device_name)
     with contextlib.ExitStack() as stack:
-        store = PrefixStore(settings.store, backbone=spec, cache_bytes=settings.prefix_cache_bytes)
+        store = PrefixStore(
+            settings.store,
+            backbone=spec,
+            cache_bytes=settings.prefix_cache_bytes,
+            registry_url=settings.registry,
+        )
         stack.callback(store.close)
+        if settings.first_key_file is not None and not store.tenants.has_keys():
+            write_first_key(store.tenants, settings.first_key_file)
         has_keys = store.tenants.has_keys()
         engine = Engine(backbone, settings.max_num_seqs, settings.max_model_len, has_reserve=has_keys)
         stack.pop_all()
@@ -109,7 +129,8 @@ def create_app(
             app.state.administration = Administration(loaded.store, audit)
             app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
             await stack.enter_async_context(books_kept(services.store, services.log))
-            await stack.enter_async_context(store_inspected(services.store, services.log))
+            await stack.enter_async_context(store_inspected(services.store, services.log, services.metrics.num_damaged))
+            stack.push_async_callback(services.grammars.close)
             services.engine.start()
             stack.push_async_callback(services.engine.stop)
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
@@ -124,6 +145,7 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        telemetry={"logs": False},  # the log is ours, and never holds what a caller sent
     )
     app.add_middleware(RequestMiddleware, admission=Admission(generate.router, openai.router, score.router))
     answer_errors(app)
@@ -145,21 +167,32 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
 
 def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> Services:
     lifecycle = Lifecycle(log, settings.drain_notice, settings.drain_timeout)
-    metrics = Metrics(loaded.store)
+    metrics, recorder = Metrics(loaded.store), Live(loaded.engine.max_num_seqs)
+    accounts = AccountMetrics(metrics.registry, settings.metrics_by_tenant, settings.metrics_max_tasks)
+
+    def on_pulse(pulse: Pulse) -> None:
+        metrics.observe_pulse(pulse)
+        recorder.observe_pulse(pulse)
+        accounts.observe_waiting(recorder.num_waiting)
+
     engine = AsyncEngine(
         loaded.engine,
         max_open_rows=loaded.engine.max_num_seqs * (1 + settings.max_queued_per_slot),
         stall_timeout=settings.engine_stall_timeout,
-        on_pulse=metrics.observe_pulse,
+        on_pulse=on_pulse,
         on_death=lifecycle.engine_died,
     )
+    metrics.watch(engine)
     return Services(
         settings=settings,
         backbone=loaded.backbone,
         engine=engine,
         store=loaded.store,
         tokenizer=loaded.tokenizer,
+        grammars=Grammars(loaded.tokenizer.to_json(), loaded.backbone.eos_token_id, max_wait=settings.queue_timeout),
         metrics=metrics,
+        accounts=accounts,
+        live=recorder,
         lifecycle=lifecycle,
         limits=Limits(),
         upload_room=UploadRoom(settings.max_open_upload_bytes),

@@ -177,10 +177,15 @@ class AsyncEngine:
             return self._death
         if not self._thread.is_alive():
             return "the engine thread is not running"
-        busy_since = self._busy_since
-        if busy_since is not None and time.monotonic() - busy_since > self._stall_timeout:
+        if self.busy_seconds > self._stall_timeout:
             return f"the engine has not answered for {self._stall_timeout:g} s"
         return None
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the engine has been at its step, or has not taken what came; 0 while it waits."""
+        busy_since = self._busy_since
+        return 0.0 if busy_since is None else time.monotonic() - busy_since
 
     @property
     def _busy_since(self) -> float | None:

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from prometheus_client import Gauge
 from structlog.typing import FilteringBoundLogger
 
 from prefix_store.errors import StoreError
@@ -20,11 +21,13 @@ END = object()
 
 
 @contextlib.asynccontextmanager
-async def store_inspected(store: PrefixStore, log: FilteringBoundLogger) -> AsyncIterator[None]:
-    """Scan before the block, and read file after file as long as it runs."""
-    for damage in await asyncio.to_thread(store.upkeep.scan):
+async def store_inspected(store: PrefixStore, log: FilteringBoundLogger, num_damaged: Gauge) -> AsyncIterator[None]:
+    """Scan before the block, and read file after file as long as it runs. `num_damaged`: what the last look found."""
+    found = await asyncio.to_thread(store.upkeep.scan)
+    for damage in found:
         _tell(damage, log)
-    inspecting = asyncio.create_task(_inspect_for_ever(store, log))
+    num_damaged.set(len(found))
+    inspecting = asyncio.create_task(_inspect_for_ever(store, log, num_damaged))
     try:
         yield
     finally:
@@ -32,14 +35,17 @@ async def store_inspected(store: PrefixStore, log: FilteringBoundLogger) -> Asyn
         await asyncio.gather(inspecting, return_exceptions=True)
 
 
-async def _inspect_for_ever(store: PrefixStore, log: FilteringBoundLogger) -> None:
+async def _inspect_for_ever(store: PrefixStore, log: FilteringBoundLogger, num_damaged: Gauge) -> None:
     while True:
+        num_found = 0
         try:
             found = store.upkeep.verify_each()
             while (damage := await asyncio.to_thread(next, found, END)) is not END:
                 if isinstance(damage, Damage):
                     _tell(damage, log)
+                    num_found += 1
                 await asyncio.sleep(PAUSE)
+            num_damaged.set(num_found)
         except StoreError as error:
             log.warning("not_inspected", reason=str(error))
         await asyncio.sleep(ROUND_INTERVAL)

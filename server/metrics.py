@@ -3,41 +3,26 @@
 One registry per server, so that two servers in one process count for themselves.
 """
 
-from collections.abc import Iterator
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from batching.types import StepStats
 from prefix_store.store import PrefixStore
-from server.async_engine import Pulse
+from server.async_engine import AsyncEngine, Pulse
+from server.collectors import EngineCollector, StoreCollector
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SLOW_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class PrefixCacheCollector(Collector):
-    """Reads the store's own counts when Prometheus asks."""
-
-    def __init__(self, store: PrefixStore) -> None:
-        self._store = store
-
-    def collect(self) -> Iterator[Metric]:
-        stats = self._store.stats
-        yield CounterMetricFamily("polyprefix_prefix_cache_hits", "Prefixes found in memory", stats.hits)
-        yield CounterMetricFamily("polyprefix_prefix_cache_misses", "Prefixes not found in memory", stats.misses)
-        yield CounterMetricFamily("polyprefix_prefix_cache_loads", "Prefixes read from the store", stats.loads)
-        yield CounterMetricFamily("polyprefix_prefix_cache_evictions", "Prefixes put out of memory", stats.evictions)
-        yield GaugeMetricFamily("polyprefix_prefix_cache_bytes", "Bytes of prefixes in memory", stats.num_bytes)
-        yield GaugeMetricFamily("polyprefix_prefix_cache_prefixes", "Prefixes in memory", stats.num_prefixes)
-
-
 class Metrics:
     def __init__(self, store: PrefixStore) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(PrefixCacheCollector(store))
+        self.registry.register(StoreCollector(store))
+        ProcessCollector(registry=self.registry)
+        self._gauge("build_info", "Always 1; which release this is", "version").labels(version("polyprefix")).set(1)
 
         self.requests = self._counter("requests", "Answered requests", "route", "status")
         self.request_seconds = self._histogram(
@@ -48,6 +33,14 @@ class Metrics:
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From the request to its first token", SLOW_SECONDS
         )
+        self.inter_token_seconds = self._histogram(
+            "inter_token_latency_seconds", "From a row's token to its next one", FAST_SECONDS
+        )
+        self.end_to_end_seconds = self._histogram(
+            "e2e_request_latency_seconds",
+            "From the request to the last token of a row that came to its end",
+            SLOW_SECONDS,
+        )
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts, virtual tokens left out")
         self.generated_tokens = self._counter("generated_tokens", "Tokens generated")
         self.uploads = self._counter("uploads", "Published prefixes", "kind")
@@ -56,10 +49,16 @@ class Metrics:
         self.mixed_steps = self._counter("mixed_steps", "Forward passes that held rows of different prefixes")
         self.step_rows = self._histogram("step_rows", "Rows of a forward pass", ROWS)
         self.step_prefixes = self._histogram("step_distinct_prefixes", "Distinct prefixes of a forward pass", ROWS)
-        self.step_seconds = self._histogram("step_seconds", "How long a forward pass took", FAST_SECONDS)
+        self.step_seconds = self._histogram("step_seconds", "How long a forward pass took", FAST_SECONDS, "phase")
         self.waiting = self._gauge("requests_waiting", "Requests that wait for a slot")
         self.running = self._gauge("requests_running", "Requests that have a slot")
         self.free_slots = self._gauge("free_slots", "Slots that nobody holds")
+        self.num_damaged = self._gauge("store_damaged", "Records and files that the last look found damaged")
+
+    def watch(self, engine: AsyncEngine) -> None:
+        """Tell of this engine too, which has not begun to work."""
+        self.registry.register(EngineCollector(engine))
+        self.free_slots.set(engine.max_num_seqs)
 
     def observe_pulse(self, pulse: Pulse) -> None:
         self.waiting.set(pulse.num_waiting)
@@ -70,7 +69,7 @@ class Metrics:
             self.mixed_steps.inc(pulse.stats.num_distinct_prefixes > 1)
             self.step_rows.observe(pulse.stats.num_rows)
             self.step_prefixes.observe(pulse.stats.num_distinct_prefixes)
-            self.step_seconds.observe(pulse.stats.seconds)
+            self.step_seconds.labels(_phase(pulse.stats)).observe(pulse.stats.seconds)
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -78,8 +77,15 @@ class Metrics:
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"polyprefix_{name}", what, labels, registry=self.registry)
 
-    def _gauge(self, name: str, what: str) -> Gauge:
-        return Gauge(f"polyprefix_{name}", what, registry=self.registry)
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"polyprefix_{name}", what, labels, registry=self.registry)
 
-    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"polyprefix_{name}", what, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        return Histogram(f"polyprefix_{name}", what, labels, buckets=buckets, registry=self.registry)
+
+
+def _phase(stats: StepStats) -> str:
+    """What a step's rows did: read their prompts, go on from tokens of their own, or some the one, some the other."""
+    if stats.num_prefill_tokens == 0:
+        return "decode"
+    return "mixed" if stats.num_decode_tokens else "prefill"

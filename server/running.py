@@ -9,6 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from opentelemetry.trace import get_tracer
+
 from batching.types import Compiled, Request
 from prefix_store.errors import StoreError
 from prefix_store.usage import Usage
@@ -18,6 +20,7 @@ from server.generation import Generation
 from server.mailboxes import Letter, Mailbox
 from server.rows import Row, Token
 from server.services import Services
+from server.tracing import trace_row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +99,10 @@ async def run_streaming(services: Services, samples: Sequence[Sample]) -> AsyncG
     generation = samples[0].generation
     num_slots, max_queued = generation.parameters.num_slots, generation.caller.principal.limits.max_queued
     requests = [sample.request for sample in samples]
-    with services.engine.submitted(*requests, num_rows=num_slots, max_queued=max_queued) as mailbox:
+    with (
+        services.live.owned(by_id, generation.caller.tenant, generation.task_name),
+        services.engine.submitted(*requests, num_rows=num_slots, max_queued=max_queued) as mailbox,
+    ):
         patience = Patience(services, mailbox)
         try:
             while any(sample.row.finish_reason is None for sample in samples):
@@ -127,15 +133,30 @@ def _read(services: Services, sample: Sample, letter: Letter) -> list[Token]:
     row, arrived_at = sample.row, sample.generation.caller.arrived_at
     if row.finish_reason is not None:
         return []
-    was_queued, was_silent = row.admitted_at is None, not row.tokens
+    was_queued = row.admitted_at is None
     tokens = row.read(letter)
     if was_queued:
         services.metrics.queue_seconds.observe(max(0.0, letter.admitted_at - arrived_at))
-    if was_silent and tokens:
-        services.metrics.first_token_seconds.observe(time.monotonic() - arrived_at)
+    if tokens:
+        _time(services, sample)
     if row.finish_reason is not None:
         services.engine.abort(letter.request_id)  # the engine knows nothing of stop strings
     return tokens
+
+
+def _time(services: Services, sample: Sample) -> None:
+    """Measure how long a row's tokens, just read, were awaited."""
+    metrics, row, caller = services.metrics, sample.row, sample.generation.caller
+    now = time.monotonic()
+    if row.last_token_at is None:
+        row.first_token_at = now
+        metrics.first_token_seconds.observe(now - caller.arrived_at)
+        services.live.observe_first_token(caller.tenant, now - caller.arrived_at)
+    else:
+        metrics.inter_token_seconds.observe(now - row.last_token_at)
+    row.last_token_at = now
+    if row.finish_reason is not None:
+        metrics.end_to_end_seconds.observe(now - caller.arrived_at)
 
 
 def _account(services: Services, sample: Sample) -> None:
@@ -146,7 +167,18 @@ def _account(services: Services, sample: Sample) -> None:
     num_prompt_tokens, num_generated_tokens = generation.num_prompt_tokens, len(row.tokens)
     services.metrics.prompt_tokens.inc(num_prompt_tokens)
     services.metrics.generated_tokens.inc(num_generated_tokens)
+    services.accounts.observe_row(
+        generation.caller.tenant, generation.task_name, num_prompt_tokens, num_generated_tokens
+    )
     services.limits.charge(generation.caller.principal, num_prompt_tokens, num_generated_tokens)
+    trace_row(
+        get_tracer("polyprefix"),
+        {"polyprefix.tenant": generation.caller.tenant, "polyprefix.task": generation.task_name},
+        generation.caller.arrived_at,
+        row.admitted_at,
+        row.first_token_at,
+        row.last_token_at,
+    )
     used = Usage(
         prompt_tokens=num_prompt_tokens,
         generated_tokens=num_generated_tokens,

@@ -11,11 +11,14 @@ from structlog.typing import FilteringBoundLogger
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Principal
+from server.account_metrics import AccountMetrics
 from server.async_engine import AsyncEngine
 from server.errors import Unavailable
 from server.failure_watch import FailureWatch
+from server.grammars import Grammars
 from server.lifecycle import Lifecycle
 from server.limits import Limits
+from server.live import Live
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
@@ -46,7 +49,10 @@ class Services:
     engine: AsyncEngine
     store: PrefixStore
     tokenizer: Tokenizer
+    grammars: Grammars
     metrics: Metrics
+    accounts: AccountMetrics
+    live: Live
     lifecycle: Lifecycle
     limits: Limits
     upload_room: UploadRoom

@@ -36,7 +36,7 @@ async def stream_rows(request: Request, services: Services, samples: Sequence[Sa
         first,
         pieces,
         first_headers(samples),
-        error_event=partial(_error_event, request, services),
+        error_event=partial(error_event, request, services),
         on_end=lambda outcome: services.metrics.streams.labels(outcome).inc(),
         reader_stall_timeout=services.settings.reader_stall_timeout,
     )
@@ -66,7 +66,7 @@ async def _first(pieces: AsyncGenerator[bytes, None]) -> bytes:
     raise AssertionError("a row that ended without a token and without an error")
 
 
-def _error_event(request: Request, services: Services, error: Exception) -> bytes:
+def error_event(request: Request, services: Services, error: Exception) -> bytes:
     """What goes wrong after the 200 is told by the stream's last event."""
     request_id = request_id_of(request)
     if kind_of(error) is INTERNAL:

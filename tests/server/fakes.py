@@ -18,6 +18,7 @@ from batching.types import (
     Request,
     RequestError,
     StepOutput,
+    StepRow,
     StepStats,
     TokenLogprob,
 )
@@ -140,11 +141,11 @@ class EchoEngine:
             else:
                 self.running.append(FakeRow(request, self.num_steps, monotonic()))
         prefixes = {row.request.prefix and row.request.prefix.revision for row in self.running}
-        num_rows = len(self.running)
-        outputs += [self._advance(row) for row in list(self.running)]
-        self.last_step = StepStats(
-            self.num_steps, num_rows, len(prefixes), 0, num_rows, self.num_waiting, self.num_free_slots, 0.001
+        rows = tuple(
+            StepRow(row.request.request_id, slot, 1, row.num_done > 0) for slot, row in enumerate(self.running)
         )
+        outputs += [self._advance(row) for row in list(self.running)]
+        self.last_step = StepStats(self.num_steps, rows, len(prefixes), self.num_waiting, self.num_free_slots, 0.001)
         return outputs
 
     def _advance(self, row: FakeRow) -> StepOutput:

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
 from prefix_store.errors import Quarantined
 from prefix_store.store import PrefixStore
@@ -34,7 +35,7 @@ def test_a_file_that_changed_on_the_disk_is_found_and_served_no_more(tmp_path: P
 
     async def inspect() -> Log:
         log = Log()
-        async with store_inspected(store, log):  # type: ignore[arg-type]
+        async with store_inspected(store, log, Gauge("damaged", "", registry=None)):  # type: ignore[arg-type]
             await asyncio.wait_for(log.has_told.wait(), 10)
         return log
 
@@ -51,10 +52,14 @@ def test_a_missing_file_is_told_at_the_start(tmp_path: Path) -> None:
     publish(store, "poet", seed=1)
     next((tmp_path / "default").iterdir()).unlink()
 
+    registry = CollectorRegistry()
+    num_damaged = Gauge("damaged", "", registry=registry)
+
     async def start() -> Log:
         log = Log()
-        async with store_inspected(store, log):  # type: ignore[arg-type]
+        async with store_inspected(store, log, num_damaged):  # type: ignore[arg-type]
             return log
 
     assert "missing" in str(asyncio.run(start()).told[0])
+    assert registry.get_sample_value("damaged") == 1
     store.close()

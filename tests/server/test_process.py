@@ -235,6 +235,23 @@ def test_no_auth_is_refused_once_there_is_a_key(launch: Launch, tiny_model: Path
     assert server.end() == 0
 
 
+def test_a_server_that_is_told_where_makes_its_first_key_and_only_that_one(launch: Launch, tmp_path: Path) -> None:
+    path = tmp_path / "first-key"
+    asked = {"json": {"inputs": "a", "parameters": {"max_new_tokens": 1}}}
+    server = launch(FIRST_KEY_FILE=str(path))
+    secret = path.read_text().strip()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert server.http.post("/generate", **asked).status_code == 401
+    headers = {"authorization": f"Bearer {secret}"}
+    assert server.http.post("/generate", headers=headers, **asked).status_code == 200
+    assert len(server.http.get("/admin/keys?tenant=default", headers=headers).json()["keys"]) == 1
+    assert server.end() == 0
+    path.unlink()
+    again = launch(FIRST_KEY_FILE=str(path))
+    assert again.http.post("/generate", headers=headers, **asked).status_code == 200
+    assert not path.exists()
+
+
 def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:
     port = str(server.http.base_url.port)
     assert "Address already in use" in refused("--model", str(tiny_model), "--port", port)

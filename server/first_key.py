@@ -1,0 +1,28 @@
+"""Makes the first API key, where a server is started by a machine and nobody could make one before.
+
+Knows the tenants' registry and one file. Knows nothing of the server.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from prefix_store.errors import TenantExists
+from prefix_store.tenant_registry import TenantRegistry
+from prefix_store.tenants import LOCAL_TENANT, Scope, Tenant
+
+
+def write_first_key(tenants: TenantRegistry, path: Path) -> None:
+    """Make a key that opens everything, for the tenant whose tasks are everybody's while there is no key.
+
+    Only the owner may read the file. Raises `OSError` where it is there already or cannot be written; there is no key
+    then.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        with contextlib.suppress(TenantExists):
+            tenants.add_tenant(Tenant(name=LOCAL_TENANT))
+        _, secret = tenants.create_key(LOCAL_TENANT, Scope)
+        file.write(f"{secret}\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,36 @@
+// The tasks that the key may see, loaded once and again after each change. Knows nothing of how they are shown.
+
+import { askJson } from "./api.js";
+import { colourClass } from "./colours.js";
+
+const PAGE = 500;
+const MAX_TASKS = 2000; // more than anybody reads; a filter finds the others by their beginning
+
+export const catalogue = new (class extends EventTarget {
+  tasks = [];
+  isLoaded = false;
+  isWhole = true; // else there are more tasks than are loaded
+
+  async load() {
+    const tasks = [];
+    let after = "";
+    do {
+      const page = await askJson("GET", `tasks?limit=${PAGE}${after && `&after=${encodeURIComponent(after)}`}`);
+      tasks.push(...page.tasks);
+      after = page.next;
+    } while (after && tasks.length < MAX_TASKS);
+    this.tasks = tasks;
+    this.isWhole = !after;
+    this.isLoaded = true;
+    for (const task of tasks) colourClass(task.task_id); // in the order of the list
+    this.dispatchEvent(new Event("change"));
+  }
+
+  find(taskId) {
+    return this.tasks.find((task) => task.task_id === taskId);
+  }
+})();
+
+export function servedVersion(task) {
+  return task.versions.find((version) => version.version === task.version);
+}

@@ -1,0 +1,78 @@
+// Starts the page: its views, the key, and what the backbone is.
+
+import { askJson, key } from "./api.js";
+import { catalogue } from "./catalogue.js";
+import { byId, say } from "./dom.js";
+import { live } from "./live.js";
+import { playground } from "./playground.js";
+import { tasks } from "./tasks.js";
+
+const views = { playground, tasks, live };
+const START = "playground";
+let shown = null;
+
+/** Show the view that the address names. Another fragment is a place in the page, as the skip link's. */
+function show() {
+  const [given, argument] = location.hash.slice(1).split("/");
+  const name = given in views ? given : (shown ?? START);
+  if (name === shown) return;
+  shown = name;
+  for (const [each, view] of Object.entries(views)) {
+    byId(`view-${each}`).hidden = each !== name;
+    if (each !== name) view.hide?.();
+  }
+  for (const link of document.querySelectorAll("nav a")) {
+    link.ariaCurrent = link.hash === `#${name}` ? "page" : null;
+    if (link.ariaCurrent) document.title = `${link.textContent} · Polyprefix`;
+  }
+  views[name].show?.(argument && decodeURIComponent(argument));
+}
+
+/** Load what the key opens. Where there is none that is good, the login comes up. */
+async function enter() {
+  const info = await askJson("GET", "info");
+  byId("backbone").textContent = `${info.backbone} · ${info.model_dtype} · ${info.model_device_type}`;
+  byId("sign-out").hidden = key.get() === null;
+  playground.setBackbone(info);
+  await catalogue.load();
+  live.enter();
+}
+
+function refuse(error) {
+  if (error.status === 401) return; // the login is up
+  byId("backbone").textContent = error.message;
+  say(error.message);
+}
+
+function askForKey() {
+  key.drop();
+  byId("sign-out").hidden = true;
+  if (!byId("login").open) byId("login").showModal();
+}
+
+byId("login-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const problem = byId("login-error");
+  problem.hidden = true;
+  key.set(byId("secret").value.trim());
+  try {
+    await enter();
+    byId("secret").value = "";
+    byId("login").close();
+    say("Signed in");
+  } catch (error) {
+    problem.textContent = error.message;
+    problem.hidden = false;
+    byId("secret").focus();
+  }
+});
+byId("login").addEventListener("cancel", (event) => event.preventDefault());
+byId("sign-out").addEventListener("click", () => {
+  key.drop();
+  location.reload();
+});
+addEventListener("unauthorized", askForKey);
+addEventListener("hashchange", show);
+
+show();
+enter().catch(refuse);

@@ -1,0 +1,200 @@
+// The task list: versions, rollback, settings, deletion. Uploads are in uploads.js.
+
+import { ask, taskPath } from "./api.js";
+import { catalogue, servedVersion } from "./catalogue.js";
+import { colourClass } from "./colours.js";
+import { byId, bytes, count, facts, make, say } from "./dom.js";
+import "./uploads.js";
+
+const NUM_SHOWN = 100;
+const ROLES = ["system", "user", "assistant"];
+const open = new Set(); // tasks whose details are shown
+let shown = []; // what was drawn last
+
+export const tasks = {
+  show() {
+    catalogue.load().catch((error) => say(error.message));
+  },
+};
+
+function draw() {
+  const wanted = byId("list-filter").value.trim().toLowerCase();
+  const found = catalogue.tasks.filter((task) => task.task_id.toLowerCase().includes(wanted));
+  byId("num-tasks").textContent = numbers(found.length);
+  const next = found.slice(0, NUM_SHOWN).map((task) => JSON.stringify(task));
+  if (next.join() === shown.join() && byId("task-list").childElementCount) return; // what is being edited stays
+  shown = next;
+  byId("task-list").replaceChildren(...found.slice(0, NUM_SHOWN).map(card));
+}
+
+function numbers(numFound) {
+  const total = `${count(catalogue.tasks.length, "task")}${catalogue.isWhole ? "" : ", and more"}`;
+  if (catalogue.tasks.length === 0) return "No task yet. A task is a tuned prefix: upload one above.";
+  if (numFound > NUM_SHOWN) return `${total}; the first ${NUM_SHOWN} of ${numFound} found`;
+  return numFound < catalogue.tasks.length ? `${numFound} of ${total}` : total;
+}
+
+function card(task) {
+  const served = servedVersion(task);
+  const problem = make("p", { class: "refusal", role: "alert", hidden: true });
+  const act = (action) => carryOut(action, problem);
+  const told = facts(
+    `version ${task.version} of ${task.versions.length}`,
+    count(served.num_virtual_tokens, "virtual token"),
+    bytes(served.num_bytes),
+    count(task.usage.requests, "request"),
+    count(task.usage.generated_tokens, "token"),
+  );
+  return make(
+    "article",
+    { class: `card task ${colourClass(task.task_id)}`, "aria-labelledby": `task-${task.task_id}` },
+    make(
+      "header",
+      {},
+      make("h2", { id: `task-${task.task_id}` }, make("i", { class: "dot" }), task.task_id),
+      task.public ? make("span", { class: "badge" }, "public") : null,
+      ...flags(served),
+      make(
+        "a",
+        {
+          class: "button quiet",
+          href: `#playground/${encodeURIComponent(task.task_id)}`,
+          "aria-label": `Try ${task.task_id}`,
+        },
+        "Try",
+      ),
+      make(
+        "button",
+        { type: "button", class: "quiet", "aria-label": `Delete ${task.task_id}`, onclick: () => remove(task, act) },
+        "Delete",
+      ),
+    ),
+    task.config.description ? make("p", {}, task.config.description) : null,
+    make("p", { class: "facts" }, ...told),
+    problem,
+    details(task, "versions", "Versions", () => versions(task, act)),
+    details(task, "settings", "Settings", () => settings(task, act)),
+  );
+}
+
+function flags(version) {
+  return [
+    version.stale && make("span", { class: "badge warning", title: "Made for another backbone" }, "stale"),
+    version.quarantined && make("span", { class: "badge warning", title: version.quarantined }, "quarantined"),
+  ].filter(Boolean);
+}
+
+function details(task, name, title, content) {
+  const place = `${task.task_id} ${name}`;
+  const element = make("details", { open: open.has(place) }, make("summary", {}, title), content());
+  element.addEventListener("toggle", () => (element.open ? open.add(place) : open.delete(place)));
+  return element;
+}
+
+function versions(task, act) {
+  const rows = task.versions.toReversed().map((version) => {
+    const isServed = version.version === task.version;
+    const serve = () => act(() => ask("PATCH", taskPath(task.task_id), { json: { version: version.version } }));
+    const button = make(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        onclick: serve,
+        "aria-label": `Serve version ${version.version} of ${task.task_id}`,
+      },
+      "Serve",
+    );
+    return make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, String(version.version)),
+      make("td", {}, new Date(version.created_at).toLocaleString()),
+      make("td", {}, version.kind),
+      make("td", {}, String(version.num_virtual_tokens)),
+      make("td", {}, bytes(version.num_bytes)),
+      make("td", {}, make("code", { title: version.sha256 }, version.sha256.slice(0, 10))),
+      make("td", {}, ...flags(version), isServed ? make("span", { class: "badge" }, "served") : button),
+    );
+  });
+  const heads = ["Version", "Uploaded", "Kind", "Tokens", "Size", "SHA-256", "Served"];
+  const head = make("tr", {}, ...heads.map((name) => make("th", { scope: "col" }, name)));
+  return make(
+    "div",
+    { class: "scrolled", tabIndex: 0, role: "region", "aria-label": `Versions of ${task.task_id}` },
+    make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
+  );
+}
+
+function settings(task, act) {
+  const { description, prompt_template: template, chat_template: chat, parameters } = task.config;
+  const form = make(
+    "form",
+    { class: "settings" },
+    field("Description", "description", description),
+    field("Prompt template, with one {inputs}", "prompt_template", template ?? "", 2),
+    field("Default parameters, as JSON", "parameters", JSON.stringify(parameters), 2),
+    make(
+      "fieldset",
+      {},
+      make("legend", {}, "Chat template, each with one {content}"),
+      ...ROLES.map((role) => field(role, role, chat?.[role] ?? "", 1)),
+    ),
+    make("div", { class: "actions" }, make("button", { type: "submit" }, "Save")),
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    act(() => ask("PATCH", taskPath(task.task_id), { json: { config: configOf(form) } }));
+  });
+  return form;
+}
+
+function field(label, name, value, rows) {
+  const input = rows ? make("textarea", { name, rows, value, spellcheck: false }) : make("input", { name, value });
+  return make("label", {}, label, input);
+}
+
+/** What a form of settings says. Throws where its JSON is none. */
+function configOf(form) {
+  const value = (name) => form.querySelector(`[name="${name}"]`).value;
+  const chat = Object.fromEntries(ROLES.map((role) => [role, value(role)]));
+  let parameters = null;
+  try {
+    parameters = JSON.parse(value("parameters") || "null");
+  } catch (error) {
+    throw new Error(`the default parameters are not JSON: ${error.message}`);
+  }
+  return {
+    description: value("description"),
+    prompt_template: value("prompt_template") || null,
+    parameters,
+    chat_template: Object.values(chat).some(Boolean) ? chat : null,
+  };
+}
+
+async function carryOut(action, problem) {
+  problem.hidden = true;
+  try {
+    await action();
+    await catalogue.load();
+    say("Done");
+  } catch (error) {
+    problem.textContent = error.message;
+    problem.hidden = false;
+  }
+}
+
+function remove(task, act) {
+  const dialog = byId("confirm");
+  byId("confirm-question").textContent = `Delete ${task.task_id}?`;
+  byId("confirm-consequence").textContent =
+    `Its ${count(task.versions.length, "version")} will be gone. Requests that are running end as they began.`;
+  dialog.returnValue = "";
+  dialog.onclose = () => {
+    if (dialog.returnValue === "yes") act(() => ask("DELETE", taskPath(task.task_id)));
+  };
+  dialog.showModal();
+}
+
+catalogue.addEventListener("change", draw);
+byId("list-filter").addEventListener("input", draw);
