@@ -7,6 +7,8 @@ FROM ${BASE} AS builder
 # pip options put before the torch pin: an index of CPU-only wheels, or `--find-links` with a folder of them.
 ARG TORCH_ARGS=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Any compiler of the base's will do: nothing of it comes into the image.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 # pip lives beside the environment that it fills, so that the image has none.
 RUN python -m venv /pip && python -m venv --without-pip /opt/polyprefix
@@ -14,17 +16,20 @@ WORKDIR /source
 COPY constraints.txt ./
 RUN /pip/bin/pip --python /opt/polyprefix/bin/python install ${TORCH_ARGS} "$(grep '^torch==' constraints.txt)"
 COPY . .
-# Of torch, the headers and its own tests are 145 MB that nothing here loads.
+# Of torch, the headers, its own tests and its compilers are 195 MB that nothing here loads.
 RUN /pip/bin/pip --python /opt/polyprefix/bin/python install --constraint constraints.txt '.[server]' \
-    && rm -rf /opt/polyprefix/lib/python3*/site-packages/torch/include /opt/polyprefix/lib/python3*/site-packages/torch/test
+    && rm -rf /opt/polyprefix/lib/python3*/site-packages/torch/include /opt/polyprefix/lib/python3*/site-packages/torch/test \
+    && find /opt/polyprefix/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
 FROM ${BASE}
+ARG VERSION=""
 LABEL org.opencontainers.image.title="Polyprefix" \
       org.opencontainers.image.description="One frozen GPT-2 serves many prefix-tuned tasks in one batch, over HTTP" \
+      org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=builder /opt/polyprefix /opt/polyprefix
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polyprefix \
-    && install --directory --owner=polyprefix --group=polyprefix /models /store
+    && install --directory --owner=polyprefix --group=polyprefix /backups /models /store
 ENV PATH=/opt/polyprefix/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
