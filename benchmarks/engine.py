@@ -10,20 +10,18 @@ forbidden. Each figure is the median of ratios of runs that were interleaved wit
     python -m benchmarks.engine [--pairs 9] [--dtype bfloat16] [--out FILE.json]
 """
 
-import argparse
 import random
 import statistics
 import time
-from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
 from batching.types import Request, SamplingParams
 from benchmarks.alone import generate_alone
 from benchmarks.report import finish
+from benchmarks.small import make_small, parse_arguments
 from prefix_store.prefix import Prefix
 
 NUM_ROWS = 32
@@ -72,22 +70,9 @@ def requests_per_second_of_transformers(model: GPT2LMHeadModel, requests: list[R
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Mixed tasks against one task, and against one request after another")
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
-    torch.manual_seed(0)
-    config = GPT2Config()
-    model = GPT2LMHeadModel(config).eval()
-    engine = Engine(
-        Backbone.from_model(model, device=str(device), dtype=dtype), max_num_seqs=NUM_ROWS, max_model_len=256
-    )
-    model = model.to(device, DTYPES[dtype])
+    args = parse_arguments("Mixed tasks against one task, and against one request after another")
+    small = make_small(args, NUM_ROWS)
+    engine, model, config = small.engine, small.model, small.model.config
     prefixes = [make_prefix(config, seed) for seed in range(NUM_ROWS)]
     mixed = make_requests(prefixes, config.vocab_size)
     one_task = make_requests([prefixes[0]] * NUM_ROWS, config.vocab_size)
@@ -108,7 +93,7 @@ def main() -> None:
         "mixed_vs_one_task_32": _ratios(measured["mixed tasks"], measured["one task"]),
         "vs_sequential_32": _ratios(measured["mixed tasks"], measured["one after another"]),
     }
-    rows = {f"{label}, requests/s ({dtype})": numbers for label, numbers in measured.items()} | ratios
+    rows = {f"{label}, requests/s ({small.dtype})": numbers for label, numbers in measured.items()} | ratios
     finish("engine", rows, {name: statistics.median(numbers) for name, numbers in ratios.items()}, args.out)
 
 

@@ -10,7 +10,6 @@ ratios of runs that were interleaved within this one process:
     python -m benchmarks.grammar [--pairs 9] [--dtype bfloat16] [--out FILE.json]
 """
 
-import argparse
 import itertools
 import json
 import random
@@ -19,15 +18,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
-from pathlib import Path
-
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
 from batching.types import Request, SamplingParams, StepOutput
 from benchmarks.report import finish
+from benchmarks.small import make_small, parse_arguments
 from server.constraints import CompiledGrammar
 from server.grammar_compiler import Grammar, GrammarCompiler
 from server.grammars import NUM_WORKERS
@@ -87,25 +82,13 @@ def tokens_per_second(engine: Engine, requests: list[Request]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Rows that follow a grammar against rows that do not")
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
-    torch.manual_seed(0)
-    config = GPT2Config()
-    model = GPT2LMHeadModel(config).eval()
-    engine = Engine(
-        Backbone.from_model(model, device=str(device), dtype=dtype), max_num_seqs=NUM_ROWS, max_model_len=256
-    )
-    compiler = GrammarCompiler(made_up_tokenizer(config.vocab_size), engine.backbone.eos_token_id)
+    args = parse_arguments("Rows that follow a grammar against rows that do not")
+    small = make_small(args, NUM_ROWS)
+    engine, vocab_size = small.engine, small.model.config.vocab_size
+    compiler = GrammarCompiler(made_up_tokenizer(vocab_size), engine.backbone.eos_token_id)
     with ThreadPoolExecutor(NUM_WORKERS) as workers:
         constrained = CompiledGrammar(compiler.compile(Grammar("json", json.dumps(SCHEMA))), workers)
-        batches = {label: make_requests(config.vocab_size, constrained, count) for label, count in LABELS.items()}
+        batches = {label: make_requests(vocab_size, constrained, count) for label, count in LABELS.items()}
         measured: dict[str, list[float]] = {label: [] for label in LABELS}
         for requests in batches.values():
             tokens_per_second(engine, requests)
@@ -118,7 +101,7 @@ def main() -> None:
         "grammar_cost_32": _costs(measured["all 32"], measured["none of 32"]),
         "grammar_cost_1_of_32": _costs(measured["one of 32"], measured["none of 32"]),
     }
-    rows = {f"{label}, tokens/s ({dtype})": numbers for label, numbers in measured.items()} | costs
+    rows = {f"{label}, tokens/s ({small.dtype})": numbers for label, numbers in measured.items()} | costs
     finish("grammar", rows, {name: statistics.median(numbers) for name, numbers in costs.items()}, args.out)
 
 

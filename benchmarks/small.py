@@ -1,0 +1,45 @@
+"""An engine of GPT-2 small's shape with random weights, as the benchmarks of the engine alone use it.
+
+Knows the command line that they share. Knows nothing of what is measured.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from batching.engine import Engine
+from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
+
+MAX_MODEL_LEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """`model` is transformers', with the same weights and in the same dtype as the engine."""
+
+    engine: Engine
+    model: GPT2LMHeadModel
+    dtype: str
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    """`pairs`, `device`, `dtype`, `out`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args()
+
+
+def make_small(args: argparse.Namespace, num_slots: int) -> Small:
+    device = resolve_device(args.device)
+    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config()).eval()
+    backbone = Backbone.from_model(model, device=str(device), dtype=dtype)
+    engine = Engine(backbone, max_num_seqs=num_slots, max_model_len=MAX_MODEL_LEN)
+    return Small(engine, model.to(device, DTYPES[dtype]), dtype)
