@@ -54,10 +54,12 @@ def load_backbone(model: str | Path, device: str = "auto", precision: str = "aut
     unknown precision."""
     if precision not in PRECISIONS:
         raise BadSettings(f"no precision {precision!r}; there are {', '.join(PRECISIONS)}")
-    read_config(model)
+    config = read_config(model)
+    if config.activation_function == "gelu_new":
+        config.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel
     chosen = torch.device(default_device() if device == "auto" else device)
     try:
-        stored, report = GPT2LMHeadModel.from_pretrained(model, dtype="auto", output_loading_info=True)
+        stored, report = GPT2LMHeadModel.from_pretrained(model, config=config, dtype="auto", output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadBackbone(f"{str(model)!r} could not be loaded: {error}") from error

@@ -19,6 +19,7 @@ from training.settings import PLACE
 
 # B rows, T tokens per row
 IGNORED = -100  # a label that counts for nothing in the loss
+WINDOW = 20  # batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,21 @@ def encode(examples: Sequence[Example], backbone: FrozenBackbone, template: str,
     return Encoded(fitting, len(pairs) - len(fitting))
 
 
-def shuffled(pairs: Sequence[Pair], seed: int, epoch: int) -> list[Pair]:
-    """The order of one epoch: a function of the seed and the epoch alone, so that a resumed run sees the same."""
+def shuffled(pairs: Sequence[Pair], batch_size: int, seed: int, epoch: int) -> list[list[Pair]]:
+    """The batches of one epoch in their order: a function of the seed and the epoch alone, so that a resumed run sees
+    the same. Rows of like length come together where chance has them within `WINDOW` batches, for less padding."""
+    chance = random.Random(f"{seed} {epoch}")
     order = list(pairs)
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    return order
+    chance.shuffle(order)
+    batches = []
+    for window in cut(order, WINDOW * batch_size):
+        batches += cut(sorted(window, key=lambda pair: pair.num_tokens), batch_size)
+    chance.shuffle(batches)
+    return batches
+
+
+def cut(pairs: list[Pair], size: int) -> list[list[Pair]]:
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def pad(pairs: Sequence[Pair], device: torch.device) -> Batch:

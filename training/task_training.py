@@ -57,7 +57,7 @@ class TaskTraining:
         self._optimizer = torch.optim.AdamW(
             self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self._epoch: tuple[int, list[Pair]] = (-1, [])
+        self._epoch: tuple[int, list[list[Pair]]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,9 +94,9 @@ class TaskTraining:
         """The rows of the next step, a function of seed and step alone."""
         epoch, index = divmod(self.progress.step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, shuffled(self.train.pairs, self.settings.seed, epoch))
-        size = self.settings.batch_size
-        return self._epoch[1][index * size : (index + 1) * size]
+            batches = shuffled(self.train.pairs, self.settings.batch_size, self.settings.seed, epoch)
+            self._epoch = (epoch, batches)
+        return self._epoch[1][index]
 
     def update(self, train_loss: float) -> None:
         """One step of AdamW on the gradients that were accumulated, clipped to `max_grad_norm`."""

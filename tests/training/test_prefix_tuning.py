@@ -1,5 +1,7 @@
 """The module and the loss: PEFT's own forward is the oracle."""
 
+from itertools import chain
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -112,9 +114,22 @@ def test_pairs_that_do_not_fit_beside_the_prefix_are_left_out_and_counted(backbo
 
 def test_every_epoch_has_an_order_of_its_own_and_always_the_same() -> None:
     pairs = [Pair((i,), (i,)) for i in range(20)]
-    assert shuffled(pairs, 0, 1) == shuffled(pairs, 0, 1)
-    assert shuffled(pairs, 0, 1) != shuffled(pairs, 0, 2)
-    assert sorted(shuffled(pairs, 0, 1), key=lambda pair: pair.prompt) == pairs
+    assert shuffled(pairs, 3, 0, 1) == shuffled(pairs, 3, 0, 1)
+    assert shuffled(pairs, 3, 0, 1) != shuffled(pairs, 3, 0, 2)
+    batches = shuffled(pairs, 3, 0, 1)
+    assert sorted(map(len, batches)) == [2, 3, 3, 3, 3, 3, 3]
+    assert sorted(chain(*batches), key=lambda pair: pair.prompt) == pairs
+
+
+def test_a_batch_has_rows_of_like_length_and_the_lengths_come_in_no_order() -> None:
+    pairs = [Pair((1,), (1,) * length) for length in range(1, 65)]
+    batches = shuffled(pairs, 8, 0, 0)
+    assert all(max(map(len_of, batch)) - min(map(len_of, batch)) == 7 for batch in batches)
+    assert batches != sorted(batches, key=lambda batch: len_of(batch[0]))
+
+
+def len_of(pair: Pair) -> int:
+    return pair.num_tokens
 
 
 def test_the_learning_rate_goes_up_and_down_as_transformers_linear_schedule_does(backbone: FrozenBackbone) -> None:

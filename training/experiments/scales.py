@@ -12,7 +12,8 @@ from training.settings import PAPER_TEMPLATE
 @dataclass(frozen=True, slots=True)
 class Scale:
     """`num_pairs` (None: all) are drawn from the training set; a dev loss is taken `evaluations` times in a run, on
-    `num_dev_pairs`, and three in a row without a better one end it. BLEU is on the first inputs of a split.
+    `num_dev_pairs`, and three in a row without a better one end it. BLEU is on so many inputs of a
+    split, drawn once.
 
     `learning_rates`: by method, where the search begins; it goes on by factors of 3 while the best one is at an
     edge, up to `most_rates` in all.
@@ -42,13 +43,13 @@ SCALES = {
         prompt_template="{inputs}\n",
         num_virtual_tokens=20,
         mlp_width=512,
-        num_pairs=4000,
-        batch_size=16,
+        num_pairs=2000,
+        batch_size=8,
         epochs=3,
         evaluations=6,
-        num_dev_pairs=400,
+        num_dev_pairs=200,
         num_dev_inputs=200,
-        num_test_inputs=None,
+        num_test_inputs=300,
         learning_rates={
             "prefix": (1e-4, 3e-4, 1e-3, 3e-3),
             "full": (3e-5, 1e-4, 3e-4, 1e-3),

@@ -8,12 +8,13 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from training.backbone import FrozenBackbone
-from training.encoding import Batch, Encoded, encode
+from training.encoding import Batch, encode
 from training.examples import Example
 from training.experiments.decoding import ROWS_AT_ONCE, search
 from training.experiments.methods import METHODS, Bare, Method
@@ -22,6 +23,8 @@ from training.experiments.scales import Scale
 from training.settings import PLACE, Settings
 from training.task_training import TaskTraining
 from training.train import train_together
+
+Item = TypeVar("Item")
 
 PATIENCE = 3  # dev losses
 NUM_WORKED = 3  # examples before the input of a backbone that is not tuned
@@ -62,12 +65,12 @@ class Tuned:
 def tune(trial: Trial, scale: Scale, backbone: FrozenBackbone, data: Path) -> Tuned:
     problem, settings = PROBLEMS[trial.problem], settings_of(trial, scale)
     pairs = encode(problem.read_train(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
-    train = drawn(pairs, trial.num_pairs or scale.num_pairs, trial.subset)
+    train = replace(pairs, pairs=drawn(pairs.pairs, trial.num_pairs or scale.num_pairs, trial.subset))
     if trial.method == "bare":
         worked = [token for pair in train.pairs[:NUM_WORKED] for token in (*pair.prompt, *pair.answer)]
         return Tuned(torch.tensor(worked), 0, 0, math.nan, [], 0.0)
     pairs = encode(problem.read_dev(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
-    dev = drawn(pairs, scale.num_dev_pairs, 0)
+    dev = replace(pairs, pairs=drawn(pairs.pairs, scale.num_dev_pairs))
     num_steps = settings.max_steps or settings.epochs * math.ceil(len(train.pairs) / settings.batch_size)
     settings = replace(settings, eval_every=max(1, num_steps // scale.evaluations))
     training = TaskTraining(trial.problem, METHODS[trial.method](backbone, settings), settings, train, dev)
@@ -128,11 +131,11 @@ def settings_of(trial: Trial, scale: Scale) -> Settings:
     )
 
 
-def drawn(encoded: Encoded, num_pairs: int | None, subset: int) -> Encoded:
-    """So many pairs at random, the same for every method."""
-    if num_pairs is None or num_pairs >= len(encoded.pairs):
-        return encoded
-    return replace(encoded, pairs=tuple(random.Random(subset).sample(encoded.pairs, num_pairs)))
+def drawn(everything: Sequence[Item], number: int | None, seed: int = 0) -> tuple[Item, ...]:
+    """So many of them at random, the same for every method; None: all."""
+    if number is None or number >= len(everything):
+        return tuple(everything)
+    return tuple(random.Random(seed).sample(everything, number))
 
 
 def losses_of_one(

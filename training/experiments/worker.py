@@ -15,7 +15,7 @@ import torch
 from training.backbone import FrozenBackbone, load_backbone
 from training.experiments.problems import PROBLEMS
 from training.experiments.scales import Scale
-from training.experiments.trials import Trial, answers, tune
+from training.experiments.trials import Trial, answers, drawn, tune
 
 BEAMS = 5  # of the paper's table-to-text results
 NUM_SAMPLES = 5
@@ -59,7 +59,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(tuned.tensor, path)
     problem = PROBLEMS[trial.problem]
-    examples = problem.read_dev(place.data)[: scale.num_dev_inputs]
+    examples = drawn(problem.read_dev(place.data), scale.num_dev_inputs)
     said = answers(trial, tuned.tensor, examples, scale, backbone, num_beams=1)
     score = problem.bleu(said, [example.targets for example in examples])
     return {
@@ -78,7 +78,7 @@ def run_trial(trial: Trial) -> dict[str, Any]:
 def test_trial(trial: Trial, split: str) -> dict[str, Any]:
     place, scale = worker.place, worker.place.scale
     problem = PROBLEMS[trial.problem]
-    examples = list(problem.tests[split](place.data))[: scale.num_test_inputs]
+    examples = drawn(problem.tests[split](place.data), scale.num_test_inputs)
     tuned = torch.load(tuned_path(trial), weights_only=True)
     said = answers(trial, tuned, examples, scale, worker.backbone, BEAMS)
     samples = [{"inputs": e.inputs, "answer": a} for e, a in zip(examples, said, strict=True)]
