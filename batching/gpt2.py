@@ -3,7 +3,9 @@
 Weights come from transformers; the forward is ours. Knows nothing of tasks, requests or sampling.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
+from batching import kernels
 from batching.attention import AttentionPlan
 from batching.kv_cache import KVCache
 from batching.linear import ACTIVATIONS, Linear, make_linear
@@ -20,6 +23,8 @@ from prefix_store.prefix import BackboneShape
 # N new tokens of the step, C n_embd, H heads, D head_dim, V vocab_size
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+MakeLinear = Callable[..., Linear]
 
 
 class BackboneError(ValueError):
@@ -82,25 +87,41 @@ class Backbone:
 
     @classmethod
     def from_model(
-        cls, model: GPT2LMHeadModel, name: str = "gpt2", device: str = "cpu", dtype: str = "float32"
+        cls,
+        model: GPT2LMHeadModel,
+        name: str = "gpt2",
+        device: str = "cpu",
+        dtype: str = "float32",
+        is_deterministic: bool = False,
     ) -> "Backbone":
-        """Cast and pack any `GPT2LMHeadModel`, also a freshly made one; the model itself is left as it was."""
+        """Cast and pack any `GPT2LMHeadModel`, also a freshly made one; the model itself is left as it was.
+
+        `is_deterministic`: a token's hidden state has the same bits whatever else is computed with it. Raises
+        `BackboneError` where that cannot be had.
+        """
         config = model.config
         _check_config(config)
         weights = {
             key: value.detach().to(device=resolve_device(device), dtype=DTYPES[dtype])
             for key, value in model.state_dict().items()
         }
+        shape = BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions)
+        if is_deterministic and not kernels.can_attend(weights["transformer.wte.weight"].new_empty(shape.head_dim)):
+            raise BackboneError(
+                "the same bits in every batch need the compiled kernels: a CPU with AVX2, float32 or bfloat16, and a "
+                "head size of 8 to 128"
+            )
+        make = partial(make_linear, is_deterministic=is_deterministic)
         return cls(
             name=name,
-            shape=BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions),
+            shape=shape,
             fingerprint=fingerprint(model.named_parameters()),
             eos_token_id=config.eos_token_id,
             token_embeddings=weights["transformer.wte.weight"],
             position_embeddings=weights["transformer.wpe.weight"],
-            blocks=tuple(_make_block(weights, config, i) for i in range(config.n_layer)),
+            blocks=tuple(_make_block(weights, config, i, make) for i in range(config.n_layer)),
             final_norm=_make_norm(weights, "transformer.ln_f", config),
-            head=make_linear(weights["lm_head.weight"], None),
+            head=make(weights["lm_head.weight"], None),
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -126,7 +147,9 @@ class Backbone:
         return self.head(hidden_states).float()
 
 
-def load_backbone(model: str | Path, device: str = "auto", dtype: str = "auto") -> Backbone:
+def load_backbone(
+    model: str | Path, device: str = "auto", dtype: str = "auto", is_deterministic: bool = False
+) -> Backbone:
     """Load any GPT-2 checkpoint by directory or hub id; raises `BackboneError` with the reason if it cannot be."""
     try:
         config = AutoConfig.from_pretrained(model)
@@ -143,7 +166,11 @@ def load_backbone(model: str | Path, device: str = "auto", dtype: str = "auto") 
         raise BackboneError(f"{str(model)!r} lacks weights or has them in another shape: {', '.join(missing[:4])}")
     chosen_device = resolve_device(device)
     return Backbone.from_model(
-        loaded, Path(model).name, str(chosen_device), default_dtype(chosen_device) if dtype == "auto" else dtype
+        loaded,
+        Path(model).name,
+        str(chosen_device),
+        default_dtype(chosen_device) if dtype == "auto" else dtype,
+        is_deterministic,
     )
 
 
@@ -173,16 +200,16 @@ def _make_norm(weights: dict[str, Tensor], name: str, config: GPT2Config) -> Lay
     return LayerNorm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_epsilon)
 
 
-def _make_block(weights: dict[str, Tensor], config: GPT2Config, index: int) -> Block:
+def _make_block(weights: dict[str, Tensor], config: GPT2Config, index: int, make: MakeLinear) -> Block:
     name = f"transformer.h.{index}"
 
     def linear(part: str, activation: str | None = None) -> Linear:
         # transformers keeps GPT-2's weights as [in, out] (its Conv1D)
-        return make_linear(weights[f"{name}.{part}.weight"].t(), weights[f"{name}.{part}.bias"], activation)
+        return make(weights[f"{name}.{part}.weight"].t(), weights[f"{name}.{part}.bias"], activation)
 
     return Block(
         norm_1=_make_norm(weights, f"{name}.ln_1", config),
-        qkv=_make_qkv(weights, config, index),
+        qkv=_make_qkv(weights, config, index, make),
         attention_out=linear("attn.c_proj"),
         norm_2=_make_norm(weights, f"{name}.ln_2", config),
         mlp_in=linear("mlp.c_fc", config.activation_function),
@@ -190,7 +217,7 @@ def _make_block(weights: dict[str, Tensor], config: GPT2Config, index: int) -> B
     )
 
 
-def _make_qkv(weights: dict[str, Tensor], config: GPT2Config, index: int) -> Linear:
+def _make_qkv(weights: dict[str, Tensor], config: GPT2Config, index: int, make: MakeLinear) -> Linear:
     """The attention's scale is folded into the query's weights: one product less for each layer and step."""
     head_dim = config.n_embd // config.n_head
     scale = head_dim**-0.5 if config.scale_attn_weights else 1.0
@@ -200,4 +227,4 @@ def _make_qkv(weights: dict[str, Tensor], config: GPT2Config, index: int) -> Lin
     weight, bias = weights[f"{name}.weight"].t().clone(), weights[f"{name}.bias"].clone()  # [3C, C], [3C]
     weight[: config.n_embd] *= scale
     bias[: config.n_embd] *= scale
-    return make_linear(weight, bias)
+    return make(weight, bias)

@@ -19,6 +19,9 @@ ACTIVATIONS = {
 }
 
 
+BLOCK_ROWS = 32
+
+
 class Linear(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """`[N, in_features]` -> `[N, out_features]`."""
@@ -61,16 +64,38 @@ class PlainLinear:
         return F.relu(y) if self._activation == "relu" else y
 
 
+class BlockedLinear:
+    """Another layer, by blocks of exactly `BLOCK_ROWS` rows; zeros fill up the last one.
+
+    A product's shape decides which code computes it, and so in which order it adds. With one shape for all, a row's
+    result has the same bits whatever its neighbours are, and however many.
+    """
+
+    def __init__(self, linear: Linear) -> None:
+        self._linear = linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        num_missing = -len(x) % BLOCK_ROWS
+        blocks = torch.split(F.pad(x, (0, 0, 0, num_missing)), BLOCK_ROWS)
+        return torch.cat([self._linear(block) for block in blocks])[: len(x)]
+
+
 def round_up(num_rows: int) -> int:
     """The next of eight numbers between powers of two, so at most an eighth more; up to 16 every number is one."""
     granule: int = 1 << max(0, (num_rows - 1).bit_length() - 4)
     return -(-num_rows // granule) * granule
 
 
-def make_linear(weight: Tensor, bias: Tensor | None, activation: str | None = None) -> Linear:
-    """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None."""
+def make_linear(
+    weight: Tensor, bias: Tensor | None, activation: str | None = None, is_deterministic: bool = False
+) -> Linear:
+    """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None.
+
+    `is_deterministic`: a row's result has the same bits whatever the other rows are.
+    """
     is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
-    return PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
+    linear: Linear = PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
+    return BlockedLinear(linear) if is_deterministic else linear
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

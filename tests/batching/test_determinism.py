@@ -1,0 +1,69 @@
+"""In the deterministic mode a row has the same bits whoever its mates are, and whichever slot it has."""
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from batching import kernels, linear
+from batching.engine import Engine
+from batching.gpt2 import Backbone, BackboneError
+from batching.linear import BLOCK_ROWS
+from batching.types import Request, StepOutput
+from tests.batching.support import ask, make_model, make_prefix, make_prompt, run
+
+MODEL = make_model(n_layer=2, n_head=4, head_dim=64, vocab_size=1031)
+NUM_NEEDLES = 250  # of each way to multiply
+
+WAYS = [
+    {},
+    {"temperature": 1.0},
+    {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1},
+    {"num_beams": 2},
+    {"prompt_logprobs": True},
+]
+
+needs_kernels = pytest.mark.skipif(kernels._library is None, reason="the kernels were not compiled here")
+
+
+def make_needles(backbone: Backbone, num_needles: int) -> list[Request]:
+    chance = random.Random(0)
+    prefixes = [None, *(make_prefix(backbone.shape, length, seed=length) for length in (1, 7, 30))]
+    return [
+        ask(
+            make_prompt(chance.randrange(1, 60), 1031, seed=i),
+            chance.choice(prefixes),
+            max_new_tokens=chance.randrange(1, 7),
+            seed=i,
+            logprobs=3,
+            **WAYS[i % len(WAYS)],
+        )
+        for i in range(num_needles)
+    ]
+
+
+def said(outputs: list[StepOutput]) -> list[tuple[object, ...]]:
+    """Tokens with their log-probabilities, each to its last bit."""
+    return [(each.new_token_ids, each.logprobs, each.prompt_logprobs) for each in outputs if each.new_token_ids]
+
+
+@needs_kernels
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "plain"])
+def test_no_bit_depends_on_a_rows_mates_or_on_its_slot(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain products show that it takes the mode: without it their bits are others in another batch."""
+    if not is_packed:
+        monkeypatch.setattr(linear, "_can_pack", lambda dtype: False)
+    backbone = Backbone.from_model(MODEL, is_deterministic=True)
+    needles = make_needles(backbone, NUM_NEEDLES)
+    alone = Engine(backbone, max_num_seqs=2)
+    expected = [said(run(alone, [needle])[0]) for needle in needles]
+    crowd = Engine(backbone, max_num_seqs=BLOCK_ROWS + 5)
+    renamed = [replace(needle, request_id=f"{needle.request_id} again") for needle in needles]
+    chance = random.Random(1)
+    arrivals = {i: chance.randrange(NUM_NEEDLES) for i in range(NUM_NEEDLES)}
+    assert [said(outputs) for outputs in run(crowd, renamed, arrivals)] == expected
+
+
+def test_where_the_kernels_have_no_code_it_is_refused() -> None:
+    with pytest.raises(BackboneError, match="the same bits in every batch need the compiled kernels"):
+        Backbone.from_model(make_model(head_dim=9), is_deterministic=True)
