@@ -5,24 +5,40 @@ Knows keys and what was last read or written under them. Knows nothing of the re
 
 import math
 import time
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from threading import Lock
 
 from prefix_store.errors import StoreError, StoreUnavailable
-from prefix_store.tasks import TaskConfig, TaskVersion
+from prefix_store.tasks import Shares, TaskConfig, TaskVersion
 
 TaskKey = tuple[str, str]  # tenant, task_id
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """`tenant` is whose task it is; under another tenant's key it is a public one."""
+    """`tenant` is whose task it is; under another tenant's key it is a public one. `shares` is empty where `version`
+    gets all requests."""
 
     tenant: str
     version: TaskVersion
     config: TaskConfig
+    shares: Shares = ()
+
+    def drawn(self, draw: float) -> TaskVersion:
+        """The version of a request that drew this number from [0, 1).
+
+        One that is not in service gets none, and the others more; where none of them is, it is `version`.
+        """
+        shares = [(version, weight) for version, weight in self.shares if version.is_in_service]
+        if not shares:
+            return self.version
+        bounds = list(accumulate(weight for _, weight in shares))
+        version, _ = shares[bisect(bounds, draw * bounds[-1], hi=len(bounds) - 1)]
+        return version
 
 
 class ServedPointers:

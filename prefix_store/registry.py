@@ -4,7 +4,7 @@ Knows transactions and what is allowed in them. Knows nothing of files or of wha
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -27,12 +27,14 @@ from prefix_store.rows import (
     served_version_row,
     task_of,
     task_row,
+    traffic_of,
+    traffic_text,
     version_of,
     version_row,
     visible_task_row,
 )
 from prefix_store.schema import moment_text, tasks, versions
-from prefix_store.tasks import Published, Task, TaskConfig, TaskVersion, Upload
+from prefix_store.tasks import Published, Shares, Task, TaskConfig, TaskVersion, Upload
 
 VersionRows = dict[tuple[str, str], list[AnyRow]]  # by tenant and task_id
 
@@ -50,12 +52,20 @@ class Registry:
         self._fingerprint = fingerprint
 
     def publish(
-        self, tenant: str, task_id: str, upload: Upload, *, if_match: str | None = None, if_none_match: bool = False
+        self,
+        tenant: str,
+        task_id: str,
+        upload: Upload,
+        *,
+        serve: bool = True,
+        if_match: str | None = None,
+        if_none_match: bool = False,
     ) -> Published:
         """Serve `upload`: as it is where it is served already, as its old version where it was, else as a new one.
 
-        A version that was quarantined is released by its own bytes. Raises `PreconditionFailed`, where `if_none_match`
-        wants that there is no such task, and `QuotaExceeded`.
+        It gets all requests from then on; without `serve` the version is kept and who gets them stays as it is, but
+        for a new task, which serves its first. A version that was quarantined is released by its own bytes. Raises
+        `PreconditionFailed`, where `if_none_match` wants that there is no such task, and `QuotaExceeded`.
         """
         with self._database.writing() as connection:
             lock_name(connection, "task", tenant, task_id)
@@ -66,9 +76,11 @@ class Registry:
             _check_match(if_match, served_sha256)
             same = self._find_same(connection, tenant, task_id, upload)
             if task is None or same is None:
-                return self._publish_new(connection, tenant, task_id, upload, task)
-            changed = same.version != task.served_version or same.quarantined is not None
-            change(connection, tasks, task, served_version=same.version)
+                return self._publish_new(connection, tenant, task_id, upload, task, serve)
+            is_alone = same.version == task.served_version and task.traffic is None
+            changed = (serve and not is_alone) or same.quarantined is not None
+            if serve:
+                change(connection, tasks, task, served_version=same.version, traffic=None)
             change(connection, versions, same, quarantined=None)
             version = version_of(version_row(connection, tenant, task_id, same.version), self._fingerprint)
             return Published(version, config_of(task), created_task=False, changed=changed)
@@ -100,12 +112,16 @@ class Registry:
         with self._database.reading() as connection:
             return connection.scalar(select(func.count()).select_from(tasks).where(_is_visible(tenant))) or 0
 
-    def served(self, tenant: str, task_id: str) -> tuple[str, TaskVersion, TaskConfig]:
+    def served(self, tenant: str, task_id: str) -> tuple[str, TaskVersion, TaskConfig, Shares]:
         """What a request for the task gets, and whose it is: the tenant's own or public. Raises `UnknownTask`."""
         with self._database.reading() as connection:
             task = visible_task_row(connection, tenant, task_id)
             version = version_of(served_version_row(connection, task), self._fingerprint)
-            return task.tenant, version, config_of(task)
+            shares = tuple(
+                (version_of(version_row(connection, task.tenant, task_id, number), self._fingerprint), weight)
+                for number, weight in traffic_of(task).items()
+            )
+            return task.tenant, version, config_of(task), shares
 
     def version(self, tenant: str, task_id: str, version: int | None = None) -> TaskVersion:
         """One version of the tenant's own task, by default the served one. Raises `UnknownTask`, `UnknownVersion`."""
@@ -121,12 +137,14 @@ class Registry:
         task_id: str,
         *,
         version: int | None = None,
+        traffic: Mapping[int, float] | None = None,
         change_config: Callable[[TaskConfig], TaskConfig] | None = None,
         public: bool | None = None,
         if_match: str | None = None,
     ) -> Task:
         """Change what is given, all of it or, where anything is refused, nothing.
 
+        `version` ends the task's traffic, unless `traffic` is given too; an empty one ends it.
         Raises `UnknownTask`, `UnknownVersion`, `StaleVersion`, `Quarantined`, `PublicNameTaken`, `PreconditionFailed`.
         """
         with self._database.writing() as connection:
@@ -137,6 +155,10 @@ class Registry:
             if version is not None:
                 self._check_servable(connection, tenant, task_id, version)
                 values["served_version"] = version
+            for number in traffic or ():
+                self._check_servable(connection, tenant, task_id, number)
+            if version is not None or traffic is not None:
+                values["traffic"] = traffic_text(traffic or {})
             if change_config is not None:
                 values["config"] = config_text(change_config(config_of(task)))
             if public is not None:
@@ -222,7 +244,7 @@ class Registry:
         return rows, by_task
 
     def _publish_new(
-        self, connection: Connection, tenant: str, task_id: str, upload: Upload, task: AnyRow | None
+        self, connection: Connection, tenant: str, task_id: str, upload: Upload, task: AnyRow | None, serve: bool
     ) -> Published:
         num_native_bytes = 0 if upload.sha256 == upload.native_sha256 else upload.num_native_bytes
         num_new_tasks = 1 if task is None else 0
@@ -232,7 +254,8 @@ class Registry:
         if task is None:
             add_task(connection, tenant, task_id, config)
         else:
-            change(connection, tasks, task, served_version=number, num_versions=number)
+            served: dict[str, object] = {"served_version": number, "traffic": None} if serve else {}
+            change(connection, tasks, task, num_versions=number, **served)
         add_version(connection, tenant, task_id, number, upload)
         version = TaskVersion(**asdict(upload), version=number, stale=upload.backbone != self._fingerprint)
         return Published(version, config, created_task=task is None, changed=True)

@@ -4,7 +4,7 @@ Knows single statements on a connection that somebody else opened. Knows nothing
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -83,6 +83,7 @@ def add_task(connection: Connection, tenant: str, task_id: str, config: TaskConf
         "config": config_text(config),
         "public": False,
         "created_at": moment_text(datetime.now(UTC)),
+        "traffic": None,
     }
     connection.execute(insert(tasks).values(sealed(tasks, row)))
 
@@ -112,7 +113,14 @@ def task_of(row: AnyRow, version_rows: Iterable[AnyRow], fingerprint: str) -> Ta
     if [version.version for version in of_row] != list(range(1, row.num_versions + 1)):
         raise CorruptRecord("versions", key_of(tasks, row._mapping))
     return Task(
-        row.tenant, row.task_id, row.served_version, of_row, config_of(row), moment_of(row.created_at), row.public
+        row.tenant,
+        row.task_id,
+        row.served_version,
+        of_row,
+        config_of(row),
+        moment_of(row.created_at),
+        row.public,
+        traffic_of(row),
     )
 
 
@@ -122,3 +130,11 @@ def config_text(config: TaskConfig) -> str:
 
 def config_of(row: AnyRow) -> TaskConfig:
     return TaskConfig(**json.loads(row.config))
+
+
+def traffic_text(traffic: Mapping[int, float]) -> str | None:
+    return json.dumps(dict(sorted(traffic.items()))) if traffic else None
+
+
+def traffic_of(row: AnyRow) -> dict[int, float]:
+    return {int(version): weight for version, weight in json.loads(row.traffic or "{}").items()}

@@ -35,6 +35,7 @@ tasks = Table(
     Column("public", Boolean, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("checksum", String(64), nullable=False),
+    Column("traffic", Text),
 )
 # One name means one public task.
 Index(

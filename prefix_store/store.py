@@ -5,7 +5,7 @@ Knows the order that makes a write safe: first the files, then one transaction. 
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -75,23 +75,27 @@ class PrefixStore:
         self.usage = UsageLedger(self._database)
         self.upkeep = Upkeep(self._home, self._registry, self._writing, self.quarantine)
 
-    def cached(self, tenant: str, task_id: str) -> Served | None:
-        """What a request gets, if that is in memory; never waits for the disk. None says: ask `get`."""
+    def cached(self, tenant: str, task_id: str, draw: float = 0.0) -> Served | None:
+        """What `get` returns, if that is in memory; never waits for the disk. None says: ask `get`."""
         pointer = self._pointers.get((tenant, task_id))
-        if pointer is None or pointer.version.stale or pointer.version.quarantined is not None:
+        if pointer is None:
             return None
-        prefix = self._cache.get(_cache_key(pointer.tenant, pointer.version))
-        return None if prefix is None else _served(task_id, pointer, prefix)
+        version = pointer.drawn(draw)
+        if not version.is_in_service:
+            return None
+        prefix = self._cache.get(_cache_key(pointer.tenant, version))
+        return None if prefix is None else _served(task_id, pointer, version, prefix)
 
-    def get(self, tenant: str, task_id: str) -> Served:
+    def get(self, tenant: str, task_id: str, draw: float = 0.0) -> Served:
         """What a request gets: the tenant's own task, else the public one of that name.
 
-        Loads it where it is not in memory, once for any number of callers.
+        `draw`, from [0, 1), decides among versions that share the task's requests. Loads it where it is not in memory,
+        once for any number of callers.
         Raises `UnknownTask`, `StaleVersion`, `Quarantined`, `CorruptPrefix`.
         """
         while True:
             pointer = self._pointers.get_or_read((tenant, task_id), partial(self._read_pointer, tenant, task_id))
-            version = pointer.version
+            version = pointer.drawn(draw)
             if version.stale:
                 raise StaleVersion(task_id, version.version, version.backbone, self._backbone.fingerprint)
             if version.quarantined is not None:
@@ -103,7 +107,7 @@ class PrefixStore:
                 if self._is_served(tenant, task_id, pointer):
                     raise
                 continue  # it was deleted or replaced while it was being read: look again
-            return _served(task_id, pointer, prefix)
+            return _served(task_id, pointer, version, prefix)
 
     def publish(
         self,
@@ -115,14 +119,17 @@ class PrefixStore:
         kind: str,
         num_virtual_tokens: int,
         backbone_checked: bool,
+        serve: bool = True,
         if_match: str | None = None,
         if_none_match: bool = False,
     ) -> Published:
         """Serve `upload`, whose native file is `native` (the same bytes where it was native), as the task's version.
 
         The served version's own bytes change nothing, an older version's serve that one again, others become the next
-        version; all durably before this returns. A version in quarantine leaves it by its own bytes. `if_match` is the
-        sha256 that the served version must have, or `*` for any; `if_none_match` wants that there is no such task.
+        version; all durably before this returns. It gets all requests from then on; without `serve` it is kept only,
+        as a version of a task that is there, and `patch` may serve it. A version in quarantine leaves it by its own
+        bytes. `if_match` is the sha256 that the served version must have, or `*` for any; `if_none_match` wants that
+        there is no such task.
         Raises `InvalidTaskId`, `PreconditionFailed`, `QuotaExceeded`.
         """
         check_new_task_id(task_id, self._backbone.name)
@@ -142,12 +149,17 @@ class PrefixStore:
             written = self._names.files_of(facts)
             for file in written:
                 self._write(tenant, file, bodies[file.sha256])
-            published = self._registry.publish(tenant, task_id, facts, if_match=if_match, if_none_match=if_none_match)
+            published = self._registry.publish(
+                tenant, task_id, facts, serve=serve, if_match=if_match, if_none_match=if_none_match
+            )
             # Where the same bytes turn out to be there already, they repair a damaged file.
             for file in self._names.files_of(published.version):
                 if file not in written and file.sha256 in bodies:
                     self._blobs.repair(tenant, file.name, bodies[file.sha256])
-            self._pointers.put((tenant, task_id), Pointer(tenant, published.version, published.config))
+            if serve:
+                self._pointers.put((tenant, task_id), Pointer(tenant, published.version, published.config))
+            else:
+                self._pointers.drop((tenant, task_id))  # it may have been released from quarantine
         return published
 
     def task(self, tenant: str, task_id: str) -> Task:
@@ -189,18 +201,26 @@ class PrefixStore:
         task_id: str,
         *,
         version: int | None = None,
+        traffic: Mapping[int, float] | None = None,
         change_config: Callable[[TaskConfig], TaskConfig] | None = None,
         public: bool | None = None,
         if_match: str | None = None,
     ) -> Task:
-        """Change what is given, all of it or nothing: the served version, the config (a function of the present one),
-        whether tenants that have no task of this name may use it. `if_match` as in `publish`.
+        """Change what is given, all of it or nothing: the served version; the versions among which requests are drawn,
+        each with its weight, until `version`, an upload or an empty `traffic` ends that; the config (a function of the
+        present one); whether tenants that have no task of this name may use it. `if_match` as in `publish`.
 
         Raises `UnknownVersion`, `StaleVersion`, `Quarantined`, `PublicNameTaken`, `PreconditionFailed`.
         """
         with self._writing_task(tenant, task_id):
             task = self._registry.patch(
-                tenant, task_id, version=version, change_config=change_config, public=public, if_match=if_match
+                tenant,
+                task_id,
+                version=version,
+                traffic=traffic,
+                change_config=change_config,
+                public=public,
+                if_match=if_match,
             )
             return self._remember(tenant, task)
 
@@ -280,7 +300,7 @@ class PrefixStore:
             return self._remember(tenant, self._registry.set_quarantined(tenant, task_id, version, reason))
 
     def _remember(self, tenant: str, task: Task) -> Task:
-        self._pointers.put((tenant, task.task_id), Pointer(tenant, task.served, task.config))
+        self._pointers.put((tenant, task.task_id), Pointer(tenant, task.served, task.config, task.shares))
         return task
 
     def _load(self, tenant: str, version: TaskVersion) -> Prefix:
@@ -315,5 +335,5 @@ def _cache_key(tenant: str, version: TaskVersion) -> tuple[str, str, str]:
     return tenant, version.native_sha256, version.kind
 
 
-def _served(task_id: str, pointer: Pointer, prefix: Prefix) -> Served:
-    return Served(pointer.tenant, task_id, pointer.version.version, prefix, pointer.config)
+def _served(task_id: str, pointer: Pointer, version: TaskVersion, prefix: Prefix) -> Served:
+    return Served(pointer.tenant, task_id, version.version, prefix, pointer.config)

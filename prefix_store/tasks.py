@@ -51,10 +51,20 @@ class TaskVersion(Upload):
     stale: bool
     quarantined: str | None = None
 
+    @property
+    def is_in_service(self) -> bool:
+        return not self.stale and self.quarantined is None
+
+
+Shares = tuple[tuple[TaskVersion, float], ...]  # versions that share a task's requests, each with its weight
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """`tenant` is whose it is; `public` when every tenant may use it that has no task of this name itself."""
+    """`tenant` is whose it is; `public` when every tenant may use it that has no task of this name itself.
+
+    `traffic`: among which versions its requests are drawn, with their weights; empty where the served one gets all.
+    """
 
     tenant: str
     task_id: str
@@ -63,15 +73,21 @@ class Task:
     config: TaskConfig
     created_at: datetime
     public: bool
+    traffic: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def served(self) -> TaskVersion:
         return next(version for version in self.versions if version.version == self.served_version)
 
+    @property
+    def shares(self) -> Shares:
+        """The versions of `traffic`."""
+        return tuple((each, self.traffic[each.version]) for each in self.versions if each.version in self.traffic)
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`changed` is False when the served version already had these bytes."""
+    """`changed` is False when the version was there already, and was served as it is now."""
 
     version: TaskVersion
     config: TaskConfig

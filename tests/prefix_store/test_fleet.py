@@ -94,6 +94,18 @@ def test_a_replacement_a_setting_and_a_rollback_hold_elsewhere_within_two_second
     assert other.get("default", "poet").version == 1
 
 
+def test_traffic_and_its_end_hold_elsewhere_within_two_seconds(store: PrefixStore, other: PrefixStore) -> None:
+    publish(store, seed=1)
+    publish(store, seed=2)
+    assert other.get("default", "poet", draw=0.0).version == 2
+    store.patch("default", "poet", traffic={1: 0.5, 2: 0.5})
+    assert within(MAX_SECONDS, lambda: other.get("default", "poet", draw=0.0).version == 1)
+    store.quarantine("default", "poet", 1, "it fails")
+    assert within(MAX_SECONDS, lambda: other.get("default", "poet", draw=0.0).version == 2)
+    publish(other, seed=3)
+    assert within(MAX_SECONDS, lambda: store.get("default", "poet", draw=0.0).version == 3)
+
+
 def test_a_deletion_and_a_quarantine_hold_elsewhere_within_two_seconds(store: PrefixStore, other: PrefixStore) -> None:
     for task_id, seed in (("gone", 1), ("bad", 2)):
         publish(store, task_id, seed=seed)

@@ -1,5 +1,7 @@
 """A database gets its tables from the migrations, keeps what it has, and is refused where it is newer than we are."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from sqlalchemy import inspect
 from prefix_store import migrations
 from prefix_store.database import Database, sqlite_url
 from prefix_store.errors import SchemaTooNew
+from prefix_store.registry import Registry
 from prefix_store.schema import metadata
+from tests.prefix_store.test_registry import an_upload
 
 
 def opened(tmp_path: Path) -> Database:
@@ -29,7 +33,27 @@ def test_a_database_that_is_up_to_date_is_left_alone(tmp_path: Path) -> None:
     opened(tmp_path).close()
     again = opened(tmp_path)
     with again.reading() as connection:
-        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("0001",)]
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").all() == [("0002",)]
+    again.close()
+
+
+def test_rows_of_the_first_schema_are_sound_in_the_newest_and_seals_without_traffic_are_those_of_the_first(
+    tmp_path: Path,
+) -> None:
+    """So that in a fleet servers of both releases can read what either has written."""
+    database = opened(tmp_path)
+    registry = Registry(database, "ab" * 32)
+    registry.publish("default", "poet", an_upload())
+    with database.writing() as connection:
+        connection.exec_driver_sql("ALTER TABLE tasks DROP COLUMN traffic")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        old = connection.exec_driver_sql("SELECT * FROM tasks").mappings().one()
+        covered = [value for name, value in old.items() if name != "checksum"]
+        covered[5] = bool(covered[5])  # public
+        assert old["checksum"] == hashlib.sha256(json.dumps(["tasks", *covered]).encode()).hexdigest()
+    database.close()
+    again = opened(tmp_path)
+    assert Registry(again, "ab" * 32).task("default", "poet").traffic == {}
     again.close()
 
 
@@ -39,7 +63,7 @@ def test_a_database_of_a_newer_release_is_refused_and_not_touched(tmp_path: Path
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     database.close()
     before = (tmp_path / "registry.sqlite3").read_bytes()
-    with pytest.raises(SchemaTooNew, match=r"9999.*up to 0001"):
+    with pytest.raises(SchemaTooNew, match=r"9999.*up to 0002"):
         opened(tmp_path)
     assert (tmp_path / "registry.sqlite3").read_bytes() == before
 

@@ -65,6 +65,20 @@ class Model:
     served: int = 0
     description: str = ""
     public: bool = False
+    traffic: dict[int, float] = field(default_factory=dict)
+
+    def drawn(self, draw: float) -> int:
+        """The version of a request that drew this number."""
+        shares = [(number, weight) for number, weight in self.traffic.items() if not self.is_bad(number)]
+        point = draw * sum(weight for _, weight in shares)
+        for number, weight in shares:
+            if point < weight:
+                return number
+            point -= weight
+        return self.served
+
+    def is_bad(self, number: int) -> bool:
+        return self.versions[number - 1].quarantined
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -88,9 +102,10 @@ class StoreMachine(RuleBasedStateMachine):
         task_id=task_ids,
         seed=st.integers(0, 3),
         is_text=st.booleans(),
+        serve=st.booleans(),
         condition=st.sampled_from([NO_CONDITION, NO_CONDITION, MATCHES, MATCHES_NOT, MUST_BE_NEW]),
     )
-    def upload(self, tenant: str, task_id: str, seed: int, is_text: bool, condition: str) -> None:
+    def upload(self, tenant: str, task_id: str, seed: int, is_text: bool, serve: bool, condition: str) -> None:
         version = Version(b'{"text": "%d"}' % seed if is_text else NATIVES[seed], seed)
         task = self.tasks.get((tenant, task_id))
         expected = self._refusal(tenant, task, version, condition)
@@ -104,6 +119,7 @@ class StoreMachine(RuleBasedStateMachine):
                 kind="text" if is_text else "prefix",
                 num_virtual_tokens=3,
                 backbone_checked=True,
+                serve=serve,
                 if_match=self._if_match(task, condition),
                 if_none_match=condition == MUST_BE_NEW,
             ),
@@ -112,15 +128,18 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert published.created_task == (task is None)
         task = self.tasks.setdefault((tenant, task_id), Model())
-        before = (task.served, [each.quarantined for each in task.versions])
+        before = (task.served, task.traffic, [each.quarantined for each in task.versions])
         same = _place(task, version)
         if same is None:
             task.versions.append(version)
             same = len(task.versions) - 1
-        task.served = same + 1
+        if serve or published.created_task:
+            task.served, task.traffic = same + 1, {}
         task.versions[same].quarantined = False
-        assert published.version.version == task.served
-        assert published.changed == (before != (task.served, [each.quarantined for each in task.versions]))
+        assert published.version.version == same + 1
+        assert published.changed == (
+            before != (task.served, task.traffic, [each.quarantined for each in task.versions])
+        )
 
     @rule(
         tenant=tenants,
@@ -139,6 +158,21 @@ class StoreMachine(RuleBasedStateMachine):
         if_match = self._if_match(task, condition)
         if self._attempt(expected, lambda: self.store.patch(tenant, task_id, version=number, if_match=if_match)):
             self.tasks[tenant, task_id].served = number
+            self.tasks[tenant, task_id].traffic = {}
+
+    @rule(tenant=tenants, task_id=task_ids, traffic=st.dictionaries(numbers, st.sampled_from([0.25, 1, 3]), max_size=3))
+    def split(self, tenant: str, task_id: str, traffic: dict[int, float]) -> None:
+        task = self.tasks.get((tenant, task_id))
+        first_wrong = next(
+            (n for n in traffic if task is not None and (n > len(task.versions) or task.is_bad(n))), None
+        )
+        expected = _first(
+            (UnknownTask, task is None),
+            (UnknownVersion, task is not None and first_wrong is not None and first_wrong > len(task.versions)),
+            (Quarantined, first_wrong is not None),
+        )
+        if self._attempt(expected, lambda: self.store.patch(tenant, task_id, traffic=traffic)):
+            self.tasks[tenant, task_id].traffic = dict(sorted(traffic.items()))
 
     @rule(tenant=tenants, task_id=task_ids, description=st.text(max_size=5), public=st.none() | st.booleans())
     def configure(self, tenant: str, task_id: str, description: str, public: bool | None) -> None:
@@ -162,12 +196,12 @@ class StoreMachine(RuleBasedStateMachine):
         if expected is None:
             del self.tasks[tenant, task_id]
 
-    @rule(tenant=tenants, task_id=task_ids)
-    def begin_a_request(self, tenant: str, task_id: str) -> None:
+    @rule(tenant=tenants, task_id=task_ids, draw=st.sampled_from([0.0, 0.3, 0.6, 0.95]))
+    def begin_a_request(self, tenant: str, task_id: str, draw: float) -> None:
         task = self._visible(tenant, task_id)
-        if task is not None and not task.versions[task.served - 1].quarantined:
-            served = self.store.get(tenant, task_id)
-            self.pinned.append((served, task.versions[task.served - 1].seed, task.description))
+        if task is not None and not task.is_bad(task.drawn(draw)):
+            served = self.store.get(tenant, task_id, draw)
+            self.pinned.append((served, task.versions[task.drawn(draw) - 1].seed, task.description))
 
     @precondition(lambda self: self.pinned)
     @rule()
@@ -216,7 +250,7 @@ class StoreMachine(RuleBasedStateMachine):
             for task_id, found in listed.items():
                 task = visible[task_id]
                 assert task is not None
-                assert (found.served_version, found.public) == (task.served, task.public)
+                assert (found.served_version, found.traffic, found.public) == (task.served, task.traffic, task.public)
                 assert found.config.description == task.description
                 assert [version.sha256 for version in found.versions] == [_sha256(each) for each in task.versions]
                 quarantined = [version.quarantined is not None for version in found.versions]
@@ -226,21 +260,22 @@ class StoreMachine(RuleBasedStateMachine):
     def every_task_serves_its_version_or_says_why_not(self) -> None:
         for tenant in TENANTS:
             for task_id in TASK_IDS:
-                task = self._visible(tenant, task_id)
-                served_version = None if task is None else task.versions[task.served - 1]
-                expected = _first(
-                    (UnknownTask, task is None),
-                    (Quarantined, served_version is not None and served_version.quarantined),
-                )
-                served = self._attempt(expected, lambda tenant=tenant, task_id=task_id: self.store.get(tenant, task_id))
-                if task is None or served_version is None or served is None:
-                    assert self.store.cached(tenant, task_id) is None
-                    continue
-                assert (served.version, served.config.description) == (task.served, task.description)
-                assert torch.equal(served.prefix.past_key_values, VALUES[served_version.seed])
-                cached = self.store.cached(tenant, task_id)
-                assert cached is not None
-                assert cached.prefix is served.prefix
+                for draw in (0.0, 0.9):
+                    self._serves_its_version_or_says_why_not(tenant, task_id, draw)
+
+    def _serves_its_version_or_says_why_not(self, tenant: str, task_id: str, draw: float) -> None:
+        task = self._visible(tenant, task_id)
+        version = 0 if task is None else task.drawn(draw)
+        expected = _first((UnknownTask, task is None), (Quarantined, task is not None and task.is_bad(version)))
+        served = self._attempt(expected, lambda: self.store.get(tenant, task_id, draw))
+        if task is None or served is None:
+            assert self.store.cached(tenant, task_id, draw) is None
+            return
+        assert (served.version, served.config.description) == (version, task.description)
+        assert torch.equal(served.prefix.past_key_values, VALUES[task.versions[version - 1].seed])
+        cached = self.store.cached(tenant, task_id, draw)
+        assert cached is not None
+        assert cached.prefix is served.prefix
 
     @invariant()
     def what_was_uploaded_comes_back_byte_for_byte(self) -> None:

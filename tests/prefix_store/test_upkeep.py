@@ -137,6 +137,7 @@ def damage(store: PrefixStore, statement: str) -> None:
 RECORDS = {
     "a task's served version": "UPDATE tasks SET served_version = 2 WHERE task_id = 'poet'",
     "a task's settings": "UPDATE tasks SET config = '{' WHERE task_id = 'poet'",
+    "a task's traffic": "UPDATE tasks SET traffic = '{\"1\": 1.0}' WHERE task_id = 'poet'",
     "a public task": "UPDATE tasks SET public = true WHERE task_id = 'poet'",
     "a version's hash": f"UPDATE versions SET native_sha256 = '{'0' * 64}' WHERE task_id = 'poet' AND version = 3",
     "a version's moment": "UPDATE versions SET created_at = 'x' WHERE task_id = 'poet'",
