@@ -1,40 +1,67 @@
 """What can never be served, whoever else is there: known before a request is queued.
 
-Knows the backbone's numbers and the engine's limits. Knows nothing of what runs now.
+Knows the backbone's numbers and the engine's capacity. Knows nothing of what runs now.
 """
 
 import math
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from batching.gpt2 import Backbone
 from batching.sequence import Sequence
-from batching.types import Compile, ContextTooLong, Request, RequestError, SamplingParams
+from batching.types import MAX_MIXED_PREFIXES, Compile, ContextTooLong, Request, RequestError, SamplingParams
 from prefix_store.prefix import BackboneShape
 
 
-def check_request(request: Request | Compile, backbone: Backbone, max_num_seqs: int, max_model_len: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an engine can serve: its backbone's numbers, its slots, and the tokens of one row."""
+
+    shape: BackboneShape
+    vocab_size: int
+    max_num_seqs: int
+    max_model_len: int
+
+
+def check_request(request: Request | Compile, capacity: Capacity) -> None:
     """Raise `RequestError` with what was wrong and what was expected."""
     if not (math.isfinite(request.weight) and request.weight > 0):
         raise RequestError(f"weight is {request.weight}; expected a finite number above 0")
+    sequence = Sequence(request)
+    prefixes = [prefix for prefix in sequence.prefixes if prefix is not None]
+    for prefix in prefixes:
+        _check_prefix_shape(prefix.past_key_values, capacity.shape)
     if isinstance(request, Compile):
-        _check_compile(request, backbone.shape)
-    elif request.prefix is not None:
-        _check_prefix_shape(request.prefix.past_key_values, backbone.shape)
+        _check_compile(request, capacity.shape)
+    elif request.mix:
+        _check_mix(request)
     if isinstance(request, Request) and request.constraint is not None:
         _check_constrained(request.sampling_params)
-    sequence = Sequence(request)
     if sequence.num_prompt_tokens == 0:
         raise RequestError("the prompt has no tokens; feed the end-of-text token in its place")
-    if sequence.num_slots_needed > max_num_seqs:
-        raise RequestError(f"num_beams is {sequence.num_slots_needed}; the server has {max_num_seqs} slots")
+    if sequence.num_slots_needed > capacity.max_num_seqs:
+        what = "num_beams" if len(sequence.prefixes) == 1 else "the number of mixed tasks"
+        raise RequestError(f"{what} is {sequence.num_slots_needed}; the server has {capacity.max_num_seqs} slots")
     max_new_tokens = request.sampling_params.max_new_tokens if isinstance(request, Request) else 0
-    num_tokens = sequence.num_virtual_tokens + sequence.num_prompt_tokens + max_new_tokens
-    if num_tokens > max_model_len:
-        raise ContextTooLong(num_tokens, max_model_len)
+    num_virtual_tokens = max((prefix.num_virtual_tokens for prefix in prefixes), default=0)
+    num_tokens = num_virtual_tokens + sequence.num_prompt_tokens + max_new_tokens
+    if num_tokens > capacity.max_model_len:
+        raise ContextTooLong(num_tokens, capacity.max_model_len)
     token_ids = request.prompt_token_ids if isinstance(request, Request) else request.token_ids or ()
-    if not all(0 <= token_id < backbone.vocab_size for token_id in token_ids):
-        raise RequestError(f"a token id is outside the vocabulary of {backbone.vocab_size}")
+    if not all(0 <= token_id < capacity.vocab_size for token_id in token_ids):
+        raise RequestError(f"a token id is outside the vocabulary of {capacity.vocab_size}")
+
+
+def _check_mix(request: Request) -> None:
+    if request.prefix is not None:
+        raise RequestError("a request has a prefix or a mix; expected one of them")
+    if not 2 <= len(request.mix) <= MAX_MIXED_PREFIXES:
+        raise RequestError(f"the mix has {len(request.mix)} parts; expected 2 to {MAX_MIXED_PREFIXES}")
+    for mixed in request.mix:
+        if not (math.isfinite(mixed.weight) and mixed.weight > 0):
+            raise RequestError(f"a weight in the mix is {mixed.weight}; expected a finite number above 0")
+    if request.sampling_params.num_beams > 1:
+        raise RequestError(f"num_beams is {request.sampling_params.num_beams}; expected 1 with a mix of tasks")
 
 
 def _check_constrained(params: SamplingParams) -> None:

@@ -1,34 +1,53 @@
-"""What mixing tasks costs, and what batching them gains over one request after another.
+"""What a step costs beside its bare matrix products, and what mixing tasks, sampling and fixed shapes cost.
 
-GPT-2 small's shape with random weights, 32 rows, prefix 10, prompt 32, 64 new tokens, greedy, the end-of-text token
-forbidden. Each figure is the median of ratios of runs that were interleaved within this one process:
+GPT-2 small's shape with random weights, prefix 10, prompt 32, 64 new tokens, greedy unless said, the end-of-text token
+forbidden. Each figure is the median of ratios of what was interleaved within this one process.
 
-- `mixed_vs_one_task_32`: requests per second of 32 tasks over those of one task repeated, through the engine;
-- `vs_sequential_32`: requests per second of the 32 tasks over the same requests one after another through transformers
-  with the prefix as cache (four of the 32 in each pair, in turn, since they take a second or two each).
+Step by step, each decode step beside the products of as many rows (all blocks' and the head's, `benchmarks.products`):
+
+- `decode_vs_matmul_{1,8,32,64}`: the products' seconds over the step's;
+- `decode_vs_matmul_32_context_512`: the same about position 512, with one plain read of the same cache added to the
+  products.
+
+Run by run, 32 rows unless said, requests per second over those of 32 greedy rows of 32 tasks:
+
+- `mixed_vs_one_task_{32,64}`: 32 or 64 tasks over one task repeated;
+- `sampled_vs_greedy_32`: rows that all sample, with top-k, top-p and a penalty;
+- `deterministic_vs_default`: in the deterministic mode;
+- `vs_sequential_32`: the 32 tasks over the same requests one after another through transformers with the prefix as
+  cache (four of the 32 in each pair, in turn, since they take a second or two each).
 
     python -m benchmarks.engine [--pairs 9] [--dtype bfloat16] [--out FILE.json]
 """
 
+import itertools
 import random
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
+from batching.gpt2 import Backbone
 from batching.types import Request, SamplingParams
 from benchmarks.alone import generate_alone
+from benchmarks.products import Products
 from benchmarks.report import finish
-from benchmarks.small import make_small, parse_arguments
+from benchmarks.small import MAX_MODEL_LEN, Small, make_small, parse_arguments
 from prefix_store.prefix import Prefix
 
 NUM_ROWS = 32
+MAX_ROWS = 64
 NUM_VIRTUAL_TOKENS = 10
 NUM_PROMPT_TOKENS = 32
 NUM_NEW_TOKENS = 64
 NUM_SEQUENTIAL = 4
+LONG_PROMPT_TOKENS = 470  # with the prefix and the new tokens, about position 512
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
 
 
 def make_prefix(config: GPT2Config, seed: int) -> Prefix:
@@ -37,15 +56,31 @@ def make_prefix(config: GPT2Config, seed: int) -> Prefix:
     return Prefix(torch.randn(size, generator=generator), revision=str(seed), kind="prefix")
 
 
-def make_requests(prefixes: list[Prefix], vocab_size: int) -> list[Request]:
-    """One request for each prefix, each with a prompt of its own."""
+def make_requests(
+    prefixes: list[Prefix], vocab_size: int, num_prompt_tokens: int = NUM_PROMPT_TOKENS, **how: Any
+) -> list[Request]:
+    """One request for each prefix, each with a prompt and a seed of its own."""
     chooser = random.Random(0)
-    params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS, min_new_tokens=NUM_NEW_TOKENS)
-    prompts = [tuple(chooser.randrange(vocab_size - 1) for _ in range(NUM_PROMPT_TOKENS)) for _ in prefixes]
+    params = SamplingParams(max_new_tokens=NUM_NEW_TOKENS, min_new_tokens=NUM_NEW_TOKENS, **how)
+    prompts = [tuple(chooser.randrange(vocab_size - 1) for _ in range(num_prompt_tokens)) for _ in prefixes]
     return [
-        Request(str(i), "default", prompt, prefix, params)
+        Request(str(i), "default", prompt, prefix, replace(params, seed=i))
         for i, (prompt, prefix) in enumerate(zip(prompts, prefixes, strict=True))
     ]
+
+
+def decode_vs_matmul(engine: Engine, requests: list[Request], products: Callable[[int], float]) -> list[float]:
+    """For each step in which all rows decode, the seconds of the products of as many rows over its own."""
+    for request in requests:
+        engine.add_request(request)
+    ratios = []
+    while engine.has_work:
+        started_at = time.perf_counter()
+        engine.step()
+        seconds = time.perf_counter() - started_at
+        if engine.last_step is not None and engine.last_step.num_decode_tokens == len(requests):
+            ratios.append(products(len(requests)) / seconds)
+    return ratios
 
 
 def requests_per_second_of_engine(engine: Engine, requests: list[Request]) -> float:
@@ -69,36 +104,78 @@ def requests_per_second_of_transformers(model: GPT2LMHeadModel, requests: list[R
     return len(requests) / (time.perf_counter() - started_at)
 
 
+def interleaved(runs: dict[str, Callable[[], float]], num_pairs: int) -> dict[str, list[float]]:
+    """Each run once for warmth, then all of them in turns, every other time backwards."""
+    for run in runs.values():
+        run()
+    measured: dict[str, list[float]] = {label: [] for label in runs}
+    for pair in range(num_pairs):
+        for label in list(runs) if pair % 2 == 0 else reversed(runs):
+            measured[label].append(runs[label]())
+    return measured
+
+
+def of_steps(small: Small, requests: list[Request], long_requests: list[Request]) -> dict[str, list[float]]:
+    """The ratios of decode steps, by figure."""
+    products = Products(small.model)
+    ratios: dict[str, list[float]] = {}
+    for num_rows in (1, 8, NUM_ROWS, MAX_ROWS):
+        decode_vs_matmul(small.engine, requests[:num_rows], products.seconds)  # for warmth
+        found = decode_vs_matmul(small.engine, requests[:num_rows], products.seconds)
+        ratios[f"decode_vs_matmul_{num_rows}"] = found
+
+    num_positions = NUM_VIRTUAL_TOKENS + LONG_PROMPT_TOKENS + NUM_NEW_TOKENS
+    engine = Engine(small.engine.backbone, NUM_ROWS, num_positions)
+    same_bytes = torch.zeros_like(engine.cache.keys[..., :512, :])  # of keys; the values are as many
+
+    def products_and_read(num_rows: int) -> float:
+        seconds = products.seconds(num_rows)
+        started_at = time.perf_counter()
+        same_bytes.sum()
+        same_bytes.sum()
+        return seconds + time.perf_counter() - started_at
+
+    found = decode_vs_matmul(engine, long_requests, products_and_read)
+    return ratios | {"decode_vs_matmul_32_context_512": found}
+
+
 def main() -> None:
-    args = parse_arguments("Mixed tasks against one task, and against one request after another")
-    small = make_small(args, NUM_ROWS)
-    engine, model, config = small.engine, small.model, small.model.config
-    prefixes = [make_prefix(config, seed) for seed in range(NUM_ROWS)]
-    mixed = make_requests(prefixes, config.vocab_size)
-    one_task = make_requests([prefixes[0]] * NUM_ROWS, config.vocab_size)
+    args = parse_arguments("A step against its products; mixed tasks, sampling and fixed shapes against plain rows")
+    small = make_small(args, MAX_ROWS)
+    engine, model, vocab_size = small.engine, small.model, small.model.config.vocab_size
+    prefixes = [make_prefix(model.config, seed) for seed in range(MAX_ROWS)]
+    mixed, one_task = make_requests(prefixes, vocab_size), make_requests(prefixes[:1] * MAX_ROWS, vocab_size)
+    sampled = make_requests(prefixes[:NUM_ROWS], vocab_size, **SAMPLED)
+    long = make_requests(prefixes[:NUM_ROWS], vocab_size, LONG_PROMPT_TOKENS)
+    backbone = Backbone.from_model(model, device=args.device, dtype=small.dtype, is_deterministic=True)
+    fixed = Engine(backbone, NUM_ROWS, MAX_MODEL_LEN)
+    turns = itertools.cycle(range(0, NUM_ROWS, NUM_SEQUENTIAL))
 
-    requests_per_second_of_engine(engine, mixed)
-    requests_per_second_of_transformers(model, mixed[:1])
-    measured: dict[str, list[float]] = {"mixed tasks": [], "one task": [], "one after another": []}
-    for pair in range(args.pairs):
-        first = pair * NUM_SEQUENTIAL % NUM_ROWS
-        order = ["mixed tasks", "one task"] if pair % 2 == 0 else ["one task", "mixed tasks"]
-        for label in order:
-            requests = mixed if label == "mixed tasks" else one_task
-            measured[label].append(requests_per_second_of_engine(engine, requests))
-        sequential = requests_per_second_of_transformers(model, mixed[first : first + NUM_SEQUENTIAL])
-        measured["one after another"].append(sequential)
+    def one_after_another() -> float:
+        first = next(turns)
+        return requests_per_second_of_transformers(model, mixed[first : first + NUM_SEQUENTIAL])
 
-    ratios = {
-        "mixed_vs_one_task_32": _ratios(measured["mixed tasks"], measured["one task"]),
-        "vs_sequential_32": _ratios(measured["mixed tasks"], measured["one after another"]),
+    ratios = of_steps(small, mixed, long)
+    runs: dict[str, Callable[[], float]] = {
+        "mixed tasks": lambda: requests_per_second_of_engine(engine, mixed[:NUM_ROWS]),
+        "one task": lambda: requests_per_second_of_engine(engine, one_task[:NUM_ROWS]),
+        "64 mixed": lambda: requests_per_second_of_engine(engine, mixed),
+        "64 of one task": lambda: requests_per_second_of_engine(engine, one_task),
+        "sampled": lambda: requests_per_second_of_engine(engine, sampled),
+        "deterministic": lambda: requests_per_second_of_engine(fixed, mixed[:NUM_ROWS]),
+        "one after another": one_after_another,
     }
+    measured = interleaved(runs, args.pairs)
+    for name, ours, theirs in (
+        ("mixed_vs_one_task_32", "mixed tasks", "one task"),
+        ("mixed_vs_one_task_64", "64 mixed", "64 of one task"),
+        ("sampled_vs_greedy_32", "sampled", "mixed tasks"),
+        ("deterministic_vs_default", "deterministic", "mixed tasks"),
+        ("vs_sequential_32", "mixed tasks", "one after another"),
+    ):
+        ratios[name] = [a / b for a, b in zip(measured[ours], measured[theirs], strict=True)]
     rows = {f"{label}, requests/s ({small.dtype})": numbers for label, numbers in measured.items()} | ratios
     finish("engine", rows, {name: statistics.median(numbers) for name, numbers in ratios.items()}, args.out)
-
-
-def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 if __name__ == "__main__":

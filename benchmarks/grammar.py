@@ -15,17 +15,18 @@ import json
 import random
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.resources import files
+
+from transformers import GPT2Config
 
 from batching.engine import Engine
 from batching.types import Request, SamplingParams, StepOutput
 from benchmarks.report import finish
 from benchmarks.small import make_small, parse_arguments
-from server.constraints import CompiledGrammar
-from server.grammar_compiler import Grammar, GrammarCompiler
-from server.grammars import NUM_WORKERS
+from server.constraints import GrammarFollower
+from server.grammar_compiler import Grammar
+from server.kept_grammars import OwnGrammar
 
 NUM_ROWS = 32
 NUM_PROMPT_TOKENS = 32
@@ -56,14 +57,15 @@ def made_up_tokenizer(vocab_size: int) -> str:
     return json.dumps(tokenizer)
 
 
-def make_requests(vocab_size: int, constrained: CompiledGrammar, num_constrained: int) -> list[Request]:
+def make_requests(vocab_size: int, num_constrained: int) -> list[Request]:
     """The first `num_constrained` rows follow the grammar; the others never end before they are cut."""
     chooser = random.Random(0)
     prompts = [tuple(chooser.randrange(1, vocab_size) for _ in range(NUM_PROMPT_TOKENS)) for _ in range(NUM_ROWS)]
     free = SamplingParams(max_new_tokens=NUM_NEW_TOKENS, min_new_tokens=NUM_NEW_TOKENS)
+    grammar = OwnGrammar("default", Grammar("json", json.dumps(SCHEMA)))
     follows = replace(free, min_new_tokens=0)
     return [
-        Request(str(i), "default", prompt, None, follows, constraint=constrained)
+        Request(str(i), "default", prompt, None, follows, constraint=grammar)
         if i < num_constrained
         else Request(str(i), "default", prompt, None, free)
         for i, prompt in enumerate(prompts)
@@ -83,19 +85,18 @@ def tokens_per_second(engine: Engine, requests: list[Request]) -> float:
 
 def main() -> None:
     args = parse_arguments("Rows that follow a grammar against rows that do not")
-    small = make_small(args, NUM_ROWS)
-    engine, vocab_size = small.engine, small.model.config.vocab_size
-    compiler = GrammarCompiler(made_up_tokenizer(vocab_size), engine.backbone.eos_token_id)
-    with ThreadPoolExecutor(NUM_WORKERS) as workers:
-        constrained = CompiledGrammar(compiler.compile(Grammar("json", json.dumps(SCHEMA))), workers)
-        batches = {label: make_requests(vocab_size, constrained, count) for label, count in LABELS.items()}
-        measured: dict[str, list[float]] = {label: [] for label in LABELS}
-        for requests in batches.values():
-            tokens_per_second(engine, requests)
-        for pair in range(args.pairs):
-            order = list(LABELS) if pair % 2 == 0 else list(reversed(LABELS))
-            for label in order:
-                measured[label].append(tokens_per_second(engine, batches[label]))
+    config = GPT2Config()
+    follower = GrammarFollower(made_up_tokenizer(config.vocab_size), config.eos_token_id)
+    small = make_small(args, NUM_ROWS, constrain=follower.begin)
+    batches = {label: make_requests(config.vocab_size, count) for label, count in LABELS.items()}
+    measured: dict[str, list[float]] = {label: [] for label in LABELS}
+    for requests in batches.values():
+        tokens_per_second(small.engine, requests)
+    for pair in range(args.pairs):
+        order = list(LABELS) if pair % 2 == 0 else list(reversed(LABELS))
+        for label in order:
+            measured[label].append(tokens_per_second(small.engine, batches[label]))
+    follower.close()
 
     costs = {
         "grammar_cost_32": _costs(measured["all 32"], measured["none of 32"]),

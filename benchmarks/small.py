@@ -6,6 +6,7 @@ Knows the command line that they share. Knows nothing of what is measured.
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -35,11 +36,12 @@ def parse_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_small(args: argparse.Namespace, num_slots: int) -> Small:
+def make_small(args: argparse.Namespace, num_slots: int, **options: Any) -> Small:
+    """`options` are further ones of the engine's."""
     device = resolve_device(args.device)
     dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
     backbone = Backbone.from_model(model, device=str(device), dtype=dtype)
-    engine = Engine(backbone, max_num_seqs=num_slots, max_model_len=MAX_MODEL_LEN)
+    engine = Engine(backbone, max_num_seqs=num_slots, max_model_len=MAX_MODEL_LEN, **options)
     return Small(engine, model.to(device, DTYPES[dtype]), dtype)

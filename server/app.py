@@ -12,20 +12,19 @@ from typing import Any
 
 from fastapi import FastAPI
 from structlog.typing import FilteringBoundLogger
-from transformers.utils.logging import disable_progress_bar
 
-from batching.engine import Engine
-from batching.gpt2 import load_backbone
+from batching.checks import Capacity
 from prefix_store.errors import StoreError
-from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from server.access import LOCAL, Access, is_loopback
 from server.account_metrics import AccountMetrics
 from server.administration import Administration
 from server.admission import Admission
-from server.async_engine import AsyncEngine, EngineLike, Pulse
+from server.async_engine import AsyncEngine, EngineRun
 from server.audit import AuditLog
 from server.bookkeeping import books_kept
+from server.engine_messages import Allocate, BackboneFacts, LoadBackbone, Pulse
+from server.engine_process import EngineProcess
 from server.failure_watch import FailureWatch
 from server.first_key import write_first_key
 from server.grammars import Grammars
@@ -39,7 +38,7 @@ from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import document
 from server.routes import admin, generate, live, openai, operations, page, score, tasks
-from server.services import BackboneFacts, Services
+from server.services import Services
 from server.settings import Settings
 from server.text import Tokenizer
 from server.upload_room import UploadRoom
@@ -65,8 +64,8 @@ class Loaded:
     """What takes long to make: the model on its device and the files on the disk; and whether there are API keys."""
 
     backbone: BackboneFacts
-    engine: EngineLike
-    tokenizer: Tokenizer
+    engine: EngineRun
+    capacity: Capacity
     store: PrefixStore
     has_keys: bool
 
@@ -89,15 +88,13 @@ def load(settings: Settings) -> Loaded:
 
 
 def _load(settings: Settings, model: str) -> Loaded:
-    disable_progress_bar()  # transformers' own, which would stand between the lines of the log
-    backbone = load_backbone(model, settings.device, settings.dtype)
-    tokenizer = Tokenizer.load(model, backbone.vocab_size)
-    spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
-    facts = BackboneFacts(spec, backbone.eos_token_id, backbone.dtype_name, backbone.device_name)
     with contextlib.ExitStack() as stack:
+        engine = EngineProcess()
+        stack.callback(engine.end)
+        backbone = engine.load(LoadBackbone(model, settings.device, settings.dtype, settings.deterministic))
         store = PrefixStore(
             settings.store,
-            backbone=spec,
+            backbone=backbone.spec,
             cache_bytes=settings.prefix_cache_bytes,
             registry_url=settings.registry,
         )
@@ -105,9 +102,9 @@ def _load(settings: Settings, model: str) -> Loaded:
         if settings.first_key_file is not None and not store.tenants.has_keys():
             write_first_key(store.tenants, settings.first_key_file)
         has_keys = store.tenants.has_keys()
-        engine = Engine(backbone, settings.max_num_seqs, settings.max_model_len, has_reserve=has_keys)
+        capacity = engine.allocate(Allocate(settings.max_num_seqs, settings.max_model_len, has_reserve=has_keys))
         stack.pop_all()
-    return Loaded(facts, engine, tokenizer, store, has_keys)
+    return Loaded(backbone, engine, capacity, store, has_keys)
 
 
 def create_app(
@@ -123,6 +120,7 @@ def create_app(
         loaded = await asyncio.to_thread(load, settings)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, loaded.store.close)
+            stack.push_async_callback(asyncio.to_thread, loaded.engine.end)
             check_exposure(settings, loaded.has_keys)
             services = app.state.services = _connect(settings, loaded, log or make_logger())
             audit = AuditLog.of(settings.store, services.log)
@@ -131,7 +129,7 @@ def create_app(
             await stack.enter_async_context(books_kept(services.store, services.log))
             await stack.enter_async_context(store_inspected(services.store, services.log, services.metrics.num_damaged))
             stack.push_async_callback(services.grammars.close)
-            services.engine.start()
+            await services.engine.start()
             stack.push_async_callback(services.engine.stop)
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
             if settings.no_auth:
@@ -167,7 +165,7 @@ def check_exposure(settings: Settings, has_keys: bool) -> None:
 
 def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> Services:
     lifecycle = Lifecycle(log, settings.drain_notice, settings.drain_timeout)
-    metrics, recorder = Metrics(loaded.store), Live(loaded.engine.max_num_seqs)
+    metrics, recorder = Metrics(loaded.store), Live(loaded.capacity.max_num_seqs)
     accounts = AccountMetrics(metrics.registry, settings.metrics_by_tenant, settings.metrics_max_tasks)
 
     def on_pulse(pulse: Pulse) -> None:
@@ -177,7 +175,8 @@ def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> S
 
     engine = AsyncEngine(
         loaded.engine,
-        max_open_rows=loaded.engine.max_num_seqs * (1 + settings.max_queued_per_slot),
+        loaded.capacity,
+        max_open_rows=loaded.capacity.max_num_seqs * (1 + settings.max_queued_per_slot),
         stall_timeout=settings.engine_stall_timeout,
         on_pulse=on_pulse,
         on_death=lifecycle.engine_died,
@@ -188,8 +187,8 @@ def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> S
         backbone=loaded.backbone,
         engine=engine,
         store=loaded.store,
-        tokenizer=loaded.tokenizer,
-        grammars=Grammars(loaded.tokenizer.to_json(), loaded.backbone.eos_token_id, max_wait=settings.queue_timeout),
+        tokenizer=Tokenizer(loaded.backbone.tokenizer),
+        grammars=Grammars(loaded.backbone.tokenizer, loaded.backbone.eos_token_id, max_wait=settings.queue_timeout),
         metrics=metrics,
         accounts=accounts,
         live=recorder,

@@ -1,110 +1,92 @@
-"""The border between the event loop and the engine: two threads and two queues.
+"""The border between the event loop and the engine's process: works and aborts out, one pulse for each step in.
 
-The engine thread owns the engine: it takes what came into the inbox, steps, and wakes the event loop once per step. The
-event loop puts what the step did into each request's mailbox. Knows nothing of text or HTTP.
+What a step did is put into each request's mailbox. Knows nothing of text, of HTTP, or of how the process is started.
 """
 
 import asyncio
 import contextlib
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from batching.types import Abort, Compiled, RequestError, StepStats
+from batching.checks import Capacity, check_request
+from batching.types import Abort, Compiled, RequestError
+from server.channel import LoopChannel
+from server.engine_messages import Death, Pulse, Work
 from server.errors import ServerError, Unavailable
-from server.mailboxes import Inbox, Letter, Mailbox, Work
+from server.mailboxes import Mailbox
 from server.room import Room
-
-T = TypeVar("T")
 
 LOOK_AFTER = 0.01  # seconds past the moment of stalling, so that a look at that moment cannot come too early
 
 
-class EngineLike(Protocol):
-    """What is asked of an engine; `batching.engine.Engine` is one. Only `check` may be called from another thread."""
+class EngineRun(Protocol):
+    """Where the engine runs; `server.engine_process.EngineProcess` is one."""
 
-    max_num_seqs: int
-    max_model_len: int
-    last_step: StepStats | None
+    socket: socket.socket
 
     @property
-    def has_work(self) -> bool: ...
-    @property
-    def num_waiting(self) -> int: ...
-    @property
-    def num_running(self) -> int: ...
-    @property
-    def num_free_slots(self) -> int: ...
-    def check(self, request: Work) -> None: ...
-    def add_request(self, request: Work) -> None: ...
-    def abort(self, request_id: str) -> None: ...
-    def step(self) -> list[Letter]: ...
+    def pid(self) -> int: ...
 
-
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    """What one step did: letters for the mailboxes, requests that were refused, and how things stood after it.
-
-    `stats` is None where the step ran no forward pass.
-    """
-
-    letters: tuple[Letter, ...]
-    refusals: tuple[tuple[str, RequestError], ...]
-    stats: StepStats | None
-    num_waiting: int
-    num_running: int
-    num_free_slots: int
+    def end(self) -> int:
+        """End it where it has not ended; returns its exit status. Called in a thread, or when it has ended already."""
 
 
 class AsyncEngine:
-    """The engine, seen from the event loop. Made and used there; `_run` and what it calls are the other thread's."""
+    """The engine, seen from the event loop. Made and used there."""
 
     def __init__(
         self,
-        engine: EngineLike,
+        run: EngineRun,
+        capacity: Capacity,
         *,
         max_open_rows: int,
         stall_timeout: float,
         on_pulse: Callable[[Pulse], None],
         on_death: Callable[[str], None],
     ) -> None:
-        """`on_pulse` is called on the event loop after each step, `on_death` once, when the engine cannot go on."""
-        self._engine = engine
-        self.room = Room(engine.max_num_seqs, max_open_rows)
+        """`on_pulse` is called after each step, `on_death` once, when the engine cannot go on."""
+        self._run = run
+        self._capacity = capacity
+        self.room = Room(capacity.max_num_seqs, max_open_rows)
         self._stall_timeout = stall_timeout
         self._on_pulse = on_pulse
         self._on_death = on_death
-        self._inbox = Inbox()
+        self._channel = LoopChannel(self._hear, self._lost)
         self._mailboxes: dict[str, Mailbox] = {}
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._num_sent = 0
+        self._waits_since: float | None = None  # for the engine's next word; None while it has nothing to do
         self._watch: asyncio.TimerHandle | None = None
         self._death: str | None = None
-        self.step_started_at: float | None = None
+        self._is_stopping = False
 
     @property
     def max_model_len(self) -> int:
-        return self._engine.max_model_len
+        return self._capacity.max_model_len
 
     @property
     def max_num_seqs(self) -> int:
-        return self._engine.max_num_seqs
+        return self._capacity.max_num_seqs
 
-    def start(self) -> None:
-        self._thread.start()
+    @property
+    def pid(self) -> int:
+        return self._run.pid
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self._channel, sock=self._run.socket)
 
     async def stop(self) -> None:
-        """End the engine thread after its current step, and every open request with an error."""
+        """End the engine, whatever it is at, and every open request with an error."""
+        self._is_stopping = True
         self.fail_all(Unavailable("the server is shutting down"))
         if self._watch is not None:
             self._watch.cancel()
-        if self._death is None:
-            self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join, self._stall_timeout)
+        self._channel.close()
+        await asyncio.to_thread(self._run.end)
 
-    # ------------------------------------------------------------ requests, on the event loop
+    # ------------------------------------------------------------ requests
 
     def check_room(self, tenant: str, num_rows: int = 1, max_queued: int | None = None) -> None:
         """Raise as `Room.check` where there is no room for the tenant, `Unavailable` where the engine is dead."""
@@ -114,7 +96,7 @@ class AsyncEngine:
 
     def check(self, work: Work) -> None:
         """Raise `RequestError` if this can never be served."""
-        self._engine.check(work)
+        check_request(work, self._capacity)
 
     @contextlib.contextmanager
     def submitted(self, *works: Work, num_rows: int = 1, max_queued: int | None = None) -> Iterator[Mailbox]:
@@ -129,8 +111,7 @@ class AsyncEngine:
         for work in works:
             self._mailboxes[work.request_id] = mailbox
             self.room.take(tenant, num_rows)
-        self._inbox.put(*works)
-        self._watch_over()
+        self._send(*works)
         try:
             yield mailbox
         finally:
@@ -140,8 +121,7 @@ class AsyncEngine:
         """Free what these works hold; one that has ended is ignored."""
         open_ids = [request_id for request_id in request_ids if self._forget(request_id)]
         if open_ids:
-            self._inbox.put(*map(Abort, open_ids))
-            self._watch_over()
+            self._send(*map(Abort, open_ids))
 
     def fail_all(self, error: ServerError) -> None:
         """End every open request with `error`; their readers then abort them."""
@@ -155,53 +135,67 @@ class AsyncEngine:
             self.room.give_back(mailbox.tenant, mailbox.num_rows)
         return mailbox is not None
 
+    def _send(self, *items: Work | Abort) -> None:
+        """The engine takes them in one step."""
+        self._channel.send(items)
+        self._num_sent += len(items)
+        self._waits_since = self._waits_since or time.monotonic()
+        self._watch_over()
+
+    # ------------------------------------------------------------ what the engine says
+
+    def _hear(self, message: Pulse | Death) -> None:
+        if isinstance(message, Death):
+            self._die(message.reason)
+        elif self._death is None:  # what was given up stays so, should it go on after all
+            self._deliver(message)
+
     def _deliver(self, pulse: Pulse) -> None:
+        goes_on = pulse.has_work or pulse.num_taken < self._num_sent
+        self._waits_since = time.monotonic() if goes_on else None
         for letter in pulse.letters:
             mailbox = self._mailboxes.get(letter.request_id)
             if mailbox is not None:
                 mailbox.put(letter)
                 if isinstance(letter, Compiled) or letter.finish_reason is not None:
                     self._forget(letter.request_id)
-        for request_id, error in pulse.refusals:
+        for request_id, reason in pulse.refusals:
             if (mailbox := self._mailboxes.get(request_id)) is not None:
-                mailbox.fail(error)
+                mailbox.fail(RequestError(reason))
                 self._forget(request_id)
         self._on_pulse(pulse)
 
-    # ------------------------------------------------------------ health, on the event loop
+    def _lost(self) -> None:
+        if not self._is_stopping and self._death is None:
+            self._die(f"the engine's process ended with status {self._run.end()}")
+
+    # ------------------------------------------------------------ health
 
     @property
     def failure(self) -> str | None:
         """Why the engine is not healthy; None while it is. An idle engine is healthy."""
         if self._death is not None:
             return self._death
-        if not self._thread.is_alive():
-            return "the engine thread is not running"
         if self.busy_seconds > self._stall_timeout:
             return f"the engine has not answered for {self._stall_timeout:g} s"
         return None
 
     @property
     def busy_seconds(self) -> float:
-        """How long the engine has been at its step, or has not taken what came; 0 while it waits."""
-        busy_since = self._busy_since
-        return 0.0 if busy_since is None else time.monotonic() - busy_since
-
-    @property
-    def _busy_since(self) -> float | None:
-        return min((at for at in (self.step_started_at, self._inbox.filled_at) if at is not None), default=None)
+        """How long the engine has been at its step, or has not taken what came; 0 while it has nothing to do."""
+        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
 
     def _watch_over(self) -> None:
         """Look again when what the engine is busy with would have stalled; while nothing is open nobody looks."""
         if self._watch is None:
-            stalled_at = (self._busy_since or time.monotonic()) + self._stall_timeout
-            self._watch = self._loop.call_later(stalled_at - time.monotonic() + LOOK_AFTER, self._look)
+            seconds = self._stall_timeout - self.busy_seconds + LOOK_AFTER
+            self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
         self._watch = None
         if self.failure is not None:
             self._die(self.failure)
-        elif self._mailboxes or self._busy_since is not None:
+        elif self._mailboxes or self._waits_since is not None:
             self._watch_over()
 
     def _die(self, reason: str) -> None:
@@ -209,54 +203,3 @@ class AsyncEngine:
             self._death = reason
             self.fail_all(Unavailable(reason))
             self._on_death(reason)
-
-    # ------------------------------------------------------------ the engine thread
-
-    def _run(self) -> None:
-        try:
-            while self._turn():
-                pass
-        except BaseException as error:
-            self.step_started_at = None
-            reason = f"the engine thread died: {type(error).__name__}: {error}"
-            self._tell(self._die, reason)
-
-    def _turn(self) -> bool:
-        """Take what came, run one step, and wake the event loop. False when it is time to end."""
-        items = self._inbox.take(wait=not self._engine.has_work)
-        if None in items:
-            return False
-        self.step_started_at = time.monotonic()
-        refusals = self._hand_over(items)
-        before = self._engine.last_step
-        letters = tuple(self._engine.step()) if self._engine.has_work else ()
-        stats = self._engine.last_step
-        self.step_started_at = None
-        pulse = Pulse(
-            letters,
-            refusals,
-            None if stats is before else stats,
-            self._engine.num_waiting,
-            self._engine.num_running,
-            self._engine.num_free_slots,
-        )
-        self._tell(self._deliver, pulse)
-        return self._death is None  # a step that came back after it was given up: no further ones
-
-    def _tell(self, function: Callable[[T], None], message: T) -> None:
-        """Have the event loop call `function`; where the loop has ended, nobody is left to be told."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, message)
-
-    def _hand_over(self, items: list[Work | Abort | None]) -> tuple[tuple[str, RequestError], ...]:
-        """Give the engine what came. Returns what it refused."""
-        refusals = []
-        for item in items:
-            if isinstance(item, Abort):
-                self._engine.abort(item.request_id)
-            elif item is not None:
-                try:
-                    self._engine.add_request(item)
-                except RequestError as error:
-                    refusals.append((item.request_id, error))
-        return tuple(refusals)

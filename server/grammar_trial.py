@@ -33,9 +33,15 @@ def main() -> None:
 
 
 def _try_all() -> None:
-    compiler = GrammarCompiler(**json.loads(sys.stdin.readline()))
+    made_of = json.loads(sys.stdin.readline())
+    compiler: GrammarCompiler | None = None
     for line in sys.stdin:
-        sys.stdout.write(json.dumps({"error": _trial(compiler, Grammar(**json.loads(line)))}) + "\n")
+        try:
+            compiler = compiler or GrammarCompiler(**made_of)
+            error = _trial(compiler, Grammar(**json.loads(line)))
+        except GrammarError as unreadable:
+            error = str(unreadable)
+        sys.stdout.write(json.dumps({"error": error}) + "\n")
         sys.stdout.flush()
 
 

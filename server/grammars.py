@@ -1,6 +1,6 @@
-"""Compiled grammars, each tenant's own. A new one is tried in another process first, then compiled in a thread.
+"""Whether grammars can be followed, each tenant's own: a new one is tried in a process of its own first.
 
-Knows when and where grammars are compiled. Knows nothing of what is in them, or of rows.
+Knows when and where grammars are tried. Knows nothing of what is in them, or of rows.
 """
 
 import asyncio
@@ -8,21 +8,14 @@ import contextlib
 import json
 import signal
 import sys
-from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-from server.constraints import CompiledGrammar
 from server.errors import DeadlinePassed, Unavailable
-from server.grammar_compiler import Grammar, GrammarCompiler, GrammarError
-
-MAX_KEPT = 64
-MAX_KEPT_OF_TENANT = 8
-NUM_WORKERS = 4
+from server.grammar_compiler import Grammar, GrammarError
+from server.kept_grammars import KeptGrammars, OwnGrammar
 
 # By the signal that ended the process in which a grammar was tried.
 DEATHS = {
@@ -93,67 +86,42 @@ def _epitaph(status: int) -> str:
 class Grammars:
     """Made and used on the event loop.
 
-    A tenant's grammars are compiled one at a time: whatever it sends takes one place in the queue. What was refused is
-    remembered as well as what was compiled, for the same tenant only.
+    A tenant's grammars are tried one at a time: whatever it sends takes one place in the queue. What was refused is
+    remembered as well as what was not, for the same tenant only.
     """
 
     def __init__(self, tokenizer: str, eos_token_id: int, max_wait: float) -> None:
-        """`tokenizer` is the text of a tokenizer.json; `max_wait` how many seconds one compilation may take in all."""
+        """`tokenizer` is the text of a tokenizer.json; `max_wait` how many seconds one trial may take in all."""
         self._max_wait = max_wait
-        self._make_compiler = partial(GrammarCompiler, tokenizer, eos_token_id)
-        self._compiler: GrammarCompiler | None = None  # made with the first grammar: it takes half a second for GPT-2
         self._trial = GrammarTrial(tokenizer, eos_token_id)
-        self._compiling = asyncio.Lock()
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of tenants that compile now
-        self._kept: OrderedDict[tuple[str, Grammar], CompiledGrammar | GrammarError] = OrderedDict()
-        self._workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="grammar")
+        self._trying = asyncio.Lock()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # of tenants that have one tried
+        self._kept: KeptGrammars[GrammarError | None] = KeptGrammars()
 
-    async def compile(self, tenant: str, grammar: Grammar) -> CompiledGrammar:
+    async def check(self, own: OwnGrammar) -> None:
         """Raises `GrammarError`, and `DeadlinePassed` where its turn did not come in time."""
-        result = self._kept.get((tenant, grammar))
-        if result is not None:
-            self._kept.move_to_end((tenant, grammar))
-        else:
+        if own not in self._kept:
             try:
                 async with asyncio.timeout(self._max_wait):
-                    result = await self._compile_in_turn(tenant, grammar)
+                    await self._try_in_turn(own)
             except TimeoutError:
                 raise DeadlinePassed(f"the grammar was not compiled within {self._max_wait:g} s; try again") from None
-        if isinstance(result, GrammarError):
-            raise GrammarError(str(result))
-        return result
+        error = self._kept.get(own)
+        if error is not None:
+            raise GrammarError(str(error))
 
     async def close(self) -> None:
-        """After the engine has stopped: no row may need a worker any more."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
         await self._trial.close()
 
-    async def _compile_in_turn(self, tenant: str, grammar: Grammar) -> CompiledGrammar | GrammarError:
-        turn = self._turns.setdefault(tenant, asyncio.Lock())
+    async def _try_in_turn(self, own: OwnGrammar) -> None:
+        turn = self._turns.setdefault(own.tenant, asyncio.Lock())
         async with turn:
-            result = self._kept.get((tenant, grammar))  # somebody of the same tenant may have asked for it meanwhile
-            if result is None:
-                async with self._compiling:
-                    result = await self._compile(grammar)
-                self._keep(tenant, grammar, result)
-            return result
-
-    async def _compile(self, grammar: Grammar) -> CompiledGrammar | GrammarError:
-        try:
-            if self._compiler is None:
-                self._compiler = await asyncio.to_thread(self._make_compiler)
-            compiler = self._compiler
-            await self._trial.check(grammar)
-            matcher = await asyncio.to_thread(compiler.compile, grammar)
-        except GrammarError as error:
-            return error
-        return CompiledGrammar(matcher, self._workers)
-
-    def _keep(self, tenant: str, grammar: Grammar, result: CompiledGrammar | GrammarError) -> None:
-        """As the latest; beyond the limits the tenant's own oldest is forgotten, then everybody's."""
-        self._kept[tenant, grammar] = result
-        own = [key for key in self._kept if key[0] == tenant]
-        if len(own) > MAX_KEPT_OF_TENANT:
-            del self._kept[own[0]]
-        if len(self._kept) > MAX_KEPT:
-            self._kept.popitem(last=False)
+            if own in self._kept:
+                return  # somebody of the same tenant asked for it meanwhile
+            async with self._trying:
+                try:
+                    error = None
+                    await self._trial.check(own.grammar)
+                except GrammarError as found:
+                    error = found
+            self._kept.keep(own, error)

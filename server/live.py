@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from batching.types import StepStats
-from server.async_engine import Pulse
+from server.engine_messages import Pulse
 from server.errors import RateLimited
 
 MAX_STEPS = 240

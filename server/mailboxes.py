@@ -1,43 +1,9 @@
-"""The two queues between the threads: one inbox for the engine, one mailbox for each open request.
-
-Know waiting and order. Know nothing of what is in the letters.
-"""
+"""One mailbox for each open request's answers. Knows waiting and order; knows nothing of what is in the letters."""
 
 import asyncio
 import contextlib
-import threading
-import time
-from typing import TypeAlias
 
-from batching.types import Abort, Compile, Compiled, Request, StepOutput
-
-Work: TypeAlias = Request | Compile
-Letter: TypeAlias = StepOutput | Compiled
-
-
-class Inbox:
-    """From the event loop to the engine thread. Knows since when it holds something that nobody took."""
-
-    def __init__(self) -> None:
-        self._items: list[Work | Abort | None] = []
-        self._filled = threading.Condition()
-        self.filled_at: float | None = None
-
-    def put(self, *items: Work | Abort | None) -> None:
-        """All items at once: the engine takes them in one turn."""
-        with self._filled:
-            self._items += items
-            self.filled_at = self.filled_at or time.monotonic()
-            self._filled.notify()
-
-    def take(self, wait: bool) -> list[Work | Abort | None]:
-        """All that is there; with `wait`, at least one item."""
-        with self._filled:
-            while wait and not self._items:
-                self._filled.wait()
-            items, self._items = self._items, []
-            self.filled_at = None
-            return items
+from server.engine_messages import Letter
 
 
 class Mailbox:

@@ -9,8 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from batching.types import StepStats
 from prefix_store.store import PrefixStore
-from server.async_engine import AsyncEngine, Pulse
+from server.async_engine import AsyncEngine
 from server.collectors import EngineCollector, StoreCollector
+from server.engine_messages import Pulse
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -58,6 +59,7 @@ class Metrics:
     def watch(self, engine: AsyncEngine) -> None:
         """Tell of this engine too, which has not begun to work."""
         self.registry.register(EngineCollector(engine))
+        ProcessCollector("polyprefix_engine", lambda: engine.pid, registry=self.registry)
         self.free_slots.set(engine.max_num_seqs)
 
     def observe_pulse(self, pulse: Pulse) -> None:

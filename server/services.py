@@ -8,11 +8,11 @@ from typing import ParamSpec, TypeVar
 from fastapi import Request
 from structlog.typing import FilteringBoundLogger
 
-from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Principal
 from server.account_metrics import AccountMetrics
 from server.async_engine import AsyncEngine
+from server.engine_messages import BackboneFacts
 from server.errors import Unavailable
 from server.failure_watch import FailureWatch
 from server.grammars import Grammars
@@ -26,20 +26,6 @@ from server.upload_room import UploadRoom
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneFacts:
-    """The served backbone, as far as the server speaks of it."""
-
-    spec: BackboneSpec
-    eos_token_id: int
-    dtype_name: str
-    device_name: str
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
 
 @dataclass(frozen=True, slots=True)

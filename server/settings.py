@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     """The names, separated by commas, by which the server may be asked; empty is any."""
     device: str = "auto"
     dtype: str = "auto"
+    deterministic: bool = False
+    """Answer a request with the same bits whatever runs beside it, at the price of products of one fixed shape."""
     max_num_seqs: Positive | None = None
     """Rows of one batch; None is what fits in memory, at most 64."""
     max_model_len: Positive | None = None

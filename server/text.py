@@ -5,17 +5,12 @@ Knows tokenizers and UTF-8. Knows nothing of requests, the engine or HTTP.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer as Backend
 
 from server.schemas import INPUTS_PLACE
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-class TokenizerError(ValueError):
-    """A checkpoint without a usable tokenizer; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,30 +25,13 @@ class TextToken:
 class Tokenizer:
     """Safe to use from several threads at once: it only ever reads the tokenizer."""
 
-    def __init__(self, backend: Any) -> None:
-        """`backend` is a `tokenizers.Tokenizer`."""
+    def __init__(self, text: str) -> None:
+        """`text` is that of a tokenizer.json."""
+        backend = Backend.from_str(text)
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
-
-    @classmethod
-    def load(cls, model: str, vocab_size: int) -> "Tokenizer":
-        """The tokenizer of a directory or a hub id, for a backbone of `vocab_size`. Raises `TokenizerError`."""
-        try:
-            backend = AutoTokenizer.from_pretrained(model).backend_tokenizer
-        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-            raise TokenizerError(f"no tokenizer beside the model {model}: {error}") from error
-        if backend.get_vocab_size(with_added_tokens=False) == 0:  # what transformers makes where there is no file
-            raise TokenizerError(f"no tokenizer beside the model {model}; expected a tokenizer.json")
-        num_tokens = backend.get_vocab_size(with_added_tokens=True)
-        if num_tokens > vocab_size:
-            raise TokenizerError(f"the tokenizer of {model} has {num_tokens} tokens; the backbone has {vocab_size}")
-        return cls(backend)
-
-    def to_json(self) -> str:
-        """As in a tokenizer.json."""
-        return str(self._backend.to_str())
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)

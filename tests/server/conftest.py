@@ -21,12 +21,12 @@ from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from server.app import Loaded, create_app
-from server.cli import Server, uvicorn_config
+from server.cli import Server, new_event_loop, uvicorn_config
+from server.engine_messages import BackboneFacts
 from server.log import make_logger
-from server.services import BackboneFacts, Services
+from server.services import Services
 from server.settings import Settings
-from server.text import Tokenizer
-from tests.server.fakes import EOS, SHAPE, EchoEngine, Gate
+from tests.server.fakes import EOS, SHAPE, EchoEngine, EngineThread, Gate
 
 FINGERPRINT = "f" * 64
 
@@ -75,8 +75,9 @@ def loader(backend: Backend, engine: EchoEngine) -> Callable[[Settings], Loaded]
 
     def load(settings: Settings) -> Loaded:
         store = PrefixStore(settings.store, backbone=spec, registry_url=settings.registry)
-        facts = BackboneFacts(spec, EOS, "float32", "cpu")
-        return Loaded(facts, engine, Tokenizer(backend), store, store.tenants.has_keys())
+        facts = BackboneFacts(spec, backend.to_str(), EOS, "float32", "cpu")
+        run = EngineThread(engine)
+        return Loaded(facts, run, engine.capacity, store, store.tenants.has_keys())
 
     return load
 
@@ -106,7 +107,11 @@ def running(directory: Path | str, backend: Backend, engine: EchoEngine, **setti
             await serving
             ending.cancel()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    def run() -> None:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
     server.config.host, server.config.port = "127.0.0.1", 0
     thread.start()
     assert is_up.wait(20)

@@ -3,6 +3,8 @@
 Its next token is a function of the row's own tokens and its prefix, never of its neighbours.
 """
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,22 +12,24 @@ from time import monotonic
 
 import torch
 
+from batching.checks import Capacity, check_request
 from batching.types import (
     Compile,
     Compiled,
-    ContextTooLong,
     FinishReason,
     Request,
-    RequestError,
     StepOutput,
     StepRow,
     StepStats,
     TokenLogprob,
 )
 from prefix_store.prefix import BackboneShape
+from server.channel import Channel
+from server.engine_main import EngineLoop
 
 SHAPE = BackboneShape(n_layer=2, n_head=4, head_dim=8, n_positions=128)
 EOS = 256
+VOCAB_SIZE = 257
 FAILING = b"\x07"[0]  # a row's numbers are not finite when this token is its next one
 RAISING = b"\x06"[0]  # a row's pass raises when this token is its next one
 FAULTS = {FAILING: "the model gave numbers that are not finite", RAISING: "RuntimeError: no"}
@@ -73,8 +77,7 @@ class FakeRow:
     num_done: int = 0
 
     def next_token_id(self) -> int:
-        prefix = self.request.prefix
-        says = [] if prefix is None else list(prefix.revision[:4].encode())
+        says = [byte for prefix in self.request.prefixes if prefix is not None for byte in prefix.revision[:4].encode()]
         answer = [*says, *self.request.prompt_token_ids, EOS]
         return answer[min(self.num_done, len(answer) - 1)]
 
@@ -94,6 +97,10 @@ class EchoEngine:
     num_steps: int = 0
 
     @property
+    def capacity(self) -> Capacity:
+        return Capacity(SHAPE, VOCAB_SIZE, self.max_num_seqs, self.max_model_len)
+
+    @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
@@ -109,19 +116,8 @@ class EchoEngine:
     def num_free_slots(self) -> int:
         return self.max_num_seqs - len(self.running)
 
-    def check(self, request: Request | Compile) -> None:
-        if isinstance(request, Compile):
-            return
-        prefix, params = request.prefix, request.sampling_params
-        if params.min_new_tokens > params.max_new_tokens:
-            raise RequestError("min_new_tokens is more than max_new_tokens")
-        num_tokens = len(request.prompt_token_ids) + params.max_new_tokens
-        num_tokens += 0 if prefix is None else prefix.num_virtual_tokens
-        if num_tokens > self.max_model_len:
-            raise ContextTooLong(num_tokens, self.max_model_len)
-
     def add_request(self, request: Request | Compile) -> None:
-        self.check(request)
+        check_request(request, self.capacity)
         self.waiting.append(request)
 
     def abort(self, request_id: str) -> None:
@@ -171,7 +167,7 @@ class EchoEngine:
             else (),
             finish_reason=reason,
             error=FAULTS[token_id] if failed else None,
-            is_finite=token_id != FAILING,
+            not_finite_row=len(row.request.prefixes) - 1 if token_id == FAILING else None,
             step=self.num_steps,
             first_step=row.first_step,
             admitted_at=row.admitted_at,
@@ -182,3 +178,24 @@ def compiled(request: Compile) -> Compiled:
     T = len(request.embeddings) if request.token_ids is None else len(request.token_ids)  # type: ignore[arg-type]
     kv = torch.full((SHAPE.n_layer, 2, T, SHAPE.n_head, SHAPE.head_dim), 0.5)
     return Compiled(request.request_id, kv)
+
+
+class EngineThread:
+    """Runs an engine in this process, where a test can reach it; all else is as between two processes."""
+
+    def __init__(self, engine: EchoEngine) -> None:
+        self.socket, theirs = socket.socketpair()
+
+        def run() -> None:
+            with theirs:
+                EngineLoop(engine, Channel(theirs)).run()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    def end(self) -> int:
+        self.socket.close()
+        return 0

@@ -4,7 +4,6 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +14,11 @@ import pytest
 from batching.engine import Engine
 from batching.gpt2 import Backbone, load_backbone
 from batching.types import FinishReason, Request, SamplingParams, StepOutput
-from server.constraints import CompiledGrammar
-from server.grammar_compiler import Grammar, GrammarCompiler
+from server.constraints import GrammarFollower
+from server.grammar_compiler import Grammar
+from server.kept_grammars import OwnGrammar
 from server.text import Tokenizer
+from server.tokenizer_loading import load_tokenizer
 from tests.server.random_schemas import random_object
 
 MATE_PARAMS = [
@@ -35,8 +36,7 @@ class House:
 
     backbone: Backbone
     tokenizer: Tokenizer
-    compiler: GrammarCompiler
-    workers: ThreadPoolExecutor
+    follower: GrammarFollower
     mates_alone: dict[str, list[tuple[int, ...]]]
 
     @property
@@ -44,12 +44,12 @@ class House:
         return self.backbone.eos_token_id
 
     def engine(self) -> Engine:
-        return Engine(self.backbone, max_num_seqs=32)
+        return Engine(self.backbone, max_num_seqs=32, constrain=self.follower.begin)
 
     def request(self, name: str, params: SamplingParams, grammar: Grammar | None = None) -> Request:
-        compiled = None if grammar is None else CompiledGrammar(self.compiler.compile(grammar), self.workers)
+        own = None if grammar is None else OwnGrammar("default", grammar)
         prompt = self.tokenizer.encode(f"this is {name}: ")
-        return Request(name, "default", prompt, None, params, constraint=compiled)
+        return Request(name, "default", prompt, None, params, constraint=own)
 
     def text(self, outputs: list[StepOutput]) -> str:
         token_ids = [token_id for output in outputs for token_id in output.new_token_ids]
@@ -58,12 +58,12 @@ class House:
 
 def make_house(model: str) -> Iterator[House]:
     backbone = load_backbone(model, "cpu", "float32")
-    tokenizer = Tokenizer.load(model, backbone.vocab_size)
-    with ThreadPoolExecutor(2) as workers:
-        compiler = GrammarCompiler(tokenizer.to_json(), backbone.eos_token_id)
-        house = House(backbone, tokenizer, compiler, workers, {})
-        house.mates_alone = token_ids_of(run(house.engine(), mates(house)))
-        yield house
+    tokenizer = load_tokenizer(model, backbone.vocab_size)
+    follower = GrammarFollower(tokenizer, backbone.eos_token_id)
+    house = House(backbone, Tokenizer(tokenizer), follower, {})
+    house.mates_alone = token_ids_of(run(house.engine(), mates(house)))
+    yield house
+    follower.close()
 
 
 @pytest.fixture(scope="module", params=["tiny", "embedded"])
@@ -147,9 +147,7 @@ def test_a_grammar_that_becomes_too_complex_fails_its_row_alone(house: House) ->
 
 
 def test_a_vocabulary_that_is_larger_than_the_tokenizers_has_tokens_that_are_never_allowed(house: House) -> None:
-    compiled = house.request("x", SamplingParams(), Grammar("regex", "(?s:.*)")).constraint
-    assert compiled is not None
-    row = compiled.begin(house.eos_token_id + 70_000)
+    row = house.follower.begin(OwnGrammar("default", Grammar("regex", "(?s:.*)")), house.eos_token_id + 70_000)
     allowed = row.allowed()
     assert allowed.shape == (house.eos_token_id + 70_000,)
     assert allowed[house.eos_token_id]

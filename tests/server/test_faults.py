@@ -173,7 +173,7 @@ def test_a_dead_engine_is_unhealthy_and_every_request_ends_with_an_error(start: 
             else:
                 assert (answer.status_code, answer.json()["error_type"]) == (503, "unavailable")
     health = server.http.get("/health")
-    assert (health.status_code, health.json()["error"]) == (503, "the engine thread died: Dies: device lost")
+    assert (health.status_code, health.json()["error"]) == (503, "the engine died: Dies: device lost")
     assert server.http.get("/ready").status_code == 503
     assert server.generate("ab", status=503)["error_type"] == "unavailable"
     assert server.services.lifecycle.exit_code != 0

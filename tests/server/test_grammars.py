@@ -14,8 +14,10 @@ from tokenizers import Tokenizer as Backend
 
 from batching.engine import Engine
 from batching.gpt2 import load_backbone
+from server.constraints import GrammarFollower
 from server.grammar_compiler import Grammar, GrammarError
-from server.grammars import MAX_KEPT_OF_TENANT, Grammars
+from server.grammars import Grammars, GrammarTrial
+from server.kept_grammars import MAX_KEPT, MAX_KEPT_OF_TENANT, KeptGrammars, OwnGrammar
 from tests.server.conftest import Running, running
 from tests.server.fakes import EOS
 from tests.server.test_generate import events_of
@@ -43,7 +45,8 @@ def slow(title: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, byte_tokenizer: Backend) -> Iterator[Running]:
-    engine = Engine(load_backbone(str(tiny_model), "cpu", "float32"), max_num_seqs=4)
+    follower = GrammarFollower(byte_tokenizer.to_str(), EOS)
+    engine = Engine(load_backbone(str(tiny_model), "cpu", "float32"), max_num_seqs=4, constrain=follower.begin)
     with running(tmp_path_factory.mktemp("store"), byte_tokenizer, engine) as server:  # type: ignore[arg-type]
         yield server
 
@@ -233,7 +236,7 @@ def test_who_leaves_while_a_grammar_is_compiled_ends_its_trial(server: Running) 
         server.http.post("/generate", json=body, timeout=0.2)
     good = {"type": "regex", "value": "left|right"}
     assert generate(server, grammar=good)["generated_text"] in ("left", "right")
-    assert Grammar("json", json.dumps(schema)) not in {grammar for _, grammar in server.services.grammars._kept}
+    assert OwnGrammar("local", Grammar("json", json.dumps(schema))) not in server.services.grammars._kept
 
 
 def with_grammars(backend: Backend, use: Callable[[Grammars], Awaitable[None]], max_wait: float = 60) -> None:
@@ -247,35 +250,50 @@ def with_grammars(backend: Backend, use: Callable[[Grammars], Awaitable[None]], 
     asyncio.run(run())
 
 
-def test_a_grammar_is_compiled_once_for_each_tenant(byte_tokenizer: Backend) -> None:
+def test_a_grammar_is_tried_once_for_each_tenant(byte_tokenizer: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Grammar] = []
+
+    async def note(trial: GrammarTrial, grammar: Grammar) -> None:
+        tried.append(grammar)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(GrammarTrial, "check", note)
+
     async def use(grammars: Grammars) -> None:
         grammar = Grammar("regex", "ab")
-        first, again, other = await asyncio.gather(
-            grammars.compile("acme", grammar), grammars.compile("acme", grammar), grammars.compile("other", grammar)
-        )
-        assert first is again
-        assert first is not other
+        for tenant, num_tried in [("acme", 1), ("other", 2)]:
+            await asyncio.gather(*(grammars.check(OwnGrammar(tenant, grammar)) for _ in range(3)))
+            assert len(tried) == num_tried
 
     with_grammars(byte_tokenizer, use)
 
 
-def test_a_tenant_that_sends_many_grammars_crowds_out_only_its_own(byte_tokenizer: Backend) -> None:
-    async def use(grammars: Grammars) -> None:
-        kept = await grammars.compile("quiet", Grammar("regex", "ab"))
-        for i in range(MAX_KEPT_OF_TENANT + 3):
-            await grammars.compile("loud", Grammar("regex", f"a{i}"))
-        assert len([tenant for tenant, _ in grammars._kept if tenant == "loud"]) == MAX_KEPT_OF_TENANT
-        assert await grammars.compile("quiet", Grammar("regex", "ab")) is kept
+def test_a_tenant_that_sends_many_grammars_crowds_out_only_its_own() -> None:
+    kept: KeptGrammars[int] = KeptGrammars()
+    quiet = OwnGrammar("quiet", Grammar("regex", "ab"))
+    loud = [OwnGrammar("loud", Grammar("regex", f"a{i}")) for i in range(MAX_KEPT_OF_TENANT + 3)]
+    for i, own in enumerate([quiet, *loud]):
+        kept.keep(own, i)
+    assert [own in kept for own in loud] == [False] * 3 + [True] * MAX_KEPT_OF_TENANT
+    assert kept.get(quiet) == 0
 
-    with_grammars(byte_tokenizer, use)
+
+def test_beyond_the_limit_the_one_that_was_not_used_for_longest_is_forgotten() -> None:
+    kept: KeptGrammars[int] = KeptGrammars()
+    everybodys = [OwnGrammar(f"tenant {i}", Grammar("regex", "ab")) for i in range(MAX_KEPT + 1)]
+    for i, own in enumerate(everybodys[:-1]):
+        kept.keep(own, i)
+    assert kept.get(everybodys[0]) == 0
+    kept.keep(everybodys[-1], MAX_KEPT)
+    assert [own in kept for own in everybodys[:3]] == [True, False, True]
 
 
 def test_a_tenants_slow_grammars_take_one_place_in_the_queue(byte_tokenizer: Backend) -> None:
     async def use(grammars: Grammars) -> None:
         hostile = [Grammar("json", json.dumps(slow(str(i)))) for i in range(20)]
-        flood = [asyncio.ensure_future(grammars.compile("loud", grammar)) for grammar in hostile]
+        flood = [asyncio.ensure_future(grammars.check(OwnGrammar("loud", grammar))) for grammar in hostile]
         await asyncio.sleep(0)  # they stand in the queue
-        await grammars.compile("quiet", Grammar("regex", "ab"))
+        await grammars.check(OwnGrammar("quiet", Grammar("regex", "ab")))
         assert sum(each.done() for each in flood) <= 1
         for each in flood:
             each.cancel()
@@ -286,12 +304,12 @@ def test_a_tenants_slow_grammars_take_one_place_in_the_queue(byte_tokenizer: Bac
 
 def test_a_process_that_somebody_killed_is_replaced(byte_tokenizer: Backend) -> None:
     async def use(grammars: Grammars) -> None:
-        await grammars.compile("acme", Grammar("regex", "a"))
+        await grammars.check(OwnGrammar("acme", Grammar("regex", "a")))
         process = grammars._trial._process
         assert process is not None
         process.kill()
         await process.wait()
-        await grammars.compile("acme", Grammar("regex", "b"))
+        await grammars.check(OwnGrammar("acme", Grammar("regex", "b")))
 
     with_grammars(byte_tokenizer, use)
 
@@ -299,7 +317,7 @@ def test_a_process_that_somebody_killed_is_replaced(byte_tokenizer: Backend) -> 
 def test_a_tokenizer_that_no_grammar_can_follow_refuses_every_one_and_no_more() -> None:
     async def use(grammars: Grammars) -> None:
         with pytest.raises(GrammarError, match="tokenizer"):
-            await grammars.compile("acme", Grammar("regex", "a"))
+            await grammars.check(OwnGrammar("acme", Grammar("regex", "a")))
 
     class NotBytes:
         def to_str(self) -> str:

@@ -11,8 +11,8 @@ from itertools import chain
 
 from safetensors.torch import load
 
+from benchmarks.load import Answer, Connection, generate, keep_asking, request
 from prefix_store.formats import dump
-from tests.torture.load import Answer, Connection, generate, keep_asking, request
 from tests.torture.processes import prefix_file
 
 NUM_TASKS = 40

@@ -17,6 +17,7 @@ import httpx
 
 from prefix_store.tenants import Scope, Tenant
 from server.administration import open_store
+from tests.child_processes import child_pids
 
 PREFIXES = Path(str(files("polyprefix") / "pocket" / "prefixes"))
 SERVE = (sys.executable, "-m", "polyprefix", "serve")
@@ -27,7 +28,7 @@ Keys = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the process holds, as the kernel counts it; memory is what is resident, in bytes."""
+    """What the server and its engine hold, as the kernel counts it; memory is what is resident, in bytes."""
 
     memory: int
     num_threads: int
@@ -51,17 +52,18 @@ class ServerProcess:
 
     @property
     def resources(self) -> Resources:
-        process = Path(f"/proc/{self.popen.pid}")
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+        processes = [Path(f"/proc/{pid}") for pid in (self.popen.pid, *child_pids(self.popen.pid))]
+        texts = [(process / "status").read_text() for process in processes]
+        statuses = [dict(line.split(":", 1) for line in text.splitlines()) for text in texts]
         return Resources(
-            memory=int(status["VmRSS"].split()[0]) << 10,
-            num_threads=int(status["Threads"]),
-            num_descriptors=len(os.listdir(process / "fd")),
+            memory=sum(int(status["VmRSS"].split()[0]) << 10 for status in statuses),
+            num_threads=sum(int(status["Threads"]) for status in statuses),
+            num_descriptors=sum(len(os.listdir(process / "fd")) for process in processes),
         )
 
     @property
     def processor_seconds(self) -> float:
-        """What the process has used of the processors, in all its threads."""
+        """What the process has used of the processors, in all its threads; not what its engine has."""
         fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

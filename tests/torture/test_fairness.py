@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load import EVENT, Arrivals, OnData, evenly, generate, keep_asking, percentile
 from prefix_store.tenants import Tenant
-from tests.torture.load import EVENT, Arrivals, OnData, evenly, generate, keep_asking, percentile
 from tests.torture.plots import Curves
 from tests.torture.processes import ServerProcess, admit, launcher, upload
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from prefix_store.tenants import Tenant
-from tests.torture.load import (
+from benchmarks.load import (
     Answer,
     Arrivals,
     Connection,
@@ -22,6 +21,7 @@ from tests.torture.load import (
     percentile,
     processor_seconds,
 )
+from prefix_store.tenants import Tenant
 from tests.torture.processes import ServerProcess, admit, launcher, upload
 from tests.torture.slow_clients import begin_every_second, drip_headers, read_slowly
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.load import Connection, generate, keep_asking, request
 from prefix_store.tenants import Tenant, TenantLimits
-from tests.torture.load import Connection, generate, keep_asking, request
 from tests.torture.processes import ServerProcess, admit, launcher, prefix_file, upload
 from tests.torture.writers import Writer
 

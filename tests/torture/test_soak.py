@@ -15,9 +15,9 @@ from statistics import linear_regression, mean
 
 import pytest
 
+from benchmarks.load import Answer, ask_at_once, generate
 from prefix_store.tenants import Scope, Tenant, TenantLimits
 from tests.torture.churn import REFUSED, RIGHT, churn
-from tests.torture.load import Answer, ask_at_once, generate
 from tests.torture.processes import SERVE, ServerProcess, admit, launcher, upload
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(1800)]

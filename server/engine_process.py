@@ -1,0 +1,64 @@
+"""The engine's process, from the side of the server that starts it and sees it end.
+
+Knows processes. Knows nothing of what the engine does.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from batching.checks import Capacity
+from server.channel import Channel
+from server.engine_messages import Allocate, BackboneFacts, LoadBackbone, StartFailure
+
+
+class EngineStartError(RuntimeError):
+    """The engine could not be started; the message says why."""
+
+
+class EngineProcess:
+    """Its methods wait: they are for a thread other than the event loop's."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        with theirs:
+            self._popen = subprocess.Popen(
+                (sys.executable, "-P", "-m", "server.engine_main", str(theirs.fileno())),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def load(self, order: LoadBackbone) -> BackboneFacts:
+        """Raises `EngineStartError`."""
+        facts: BackboneFacts = self._ask(order)
+        return facts
+
+    def allocate(self, order: Allocate) -> Capacity:
+        """Make the slots; from then on the engine takes requests. Raises `EngineStartError`."""
+        capacity: Capacity = self._ask(order)
+        return capacity
+
+    def end(self) -> int:
+        """End it where it has not ended; returns its exit status, negative that of a signal."""
+        self.socket.close()
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.kill()  # it holds nothing that could be lost
+        return self._popen.wait()
+
+    def _ask(self, order: LoadBackbone | Allocate) -> Any:
+        channel = Channel(self.socket)
+        try:
+            channel.send(order)
+            answer = channel.receive()
+        except (EOFError, OSError):
+            raise EngineStartError(f"the engine's process ended with status {self._popen.wait()}") from None
+        if isinstance(answer, StartFailure):
+            raise EngineStartError(answer.reason)
+        return answer

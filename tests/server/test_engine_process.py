@@ -1,0 +1,129 @@
+"""The engine in its own process: how it ends, who ends with it, and the channel between the two."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from server.channel import HEADER, Channel, LoopChannel, packed
+from server.engine_messages import LoadBackbone
+from server.engine_process import EngineProcess, EngineStartError
+from tests.child_processes import child_pids
+from tests.server.test_process import Launch, Process, launch
+
+__all__ = ["launch"]
+
+
+def engine_of(server: Process) -> int:
+    (pid,) = child_pids(server.popen.pid)
+    return pid
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, f"process {pid} goes on"
+        time.sleep(0.02)
+
+
+def test_a_killed_engine_ends_its_requests_and_the_server_with_an_error(launch: Launch) -> None:
+    server = launch()
+    engine = engine_of(server)
+    os.kill(engine, signal.SIGSTOP)  # so that the request is there when it ends
+    threading.Timer(0.3, os.kill, (engine, signal.SIGKILL)).start()
+    answer = server.http.post("/generate", json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error_type"]) == (503, "unavailable")
+    assert answer.json()["error"] == "the engine's process ended with status -9"
+    assert server.popen.wait(20) == 1
+
+
+def test_an_engine_that_hangs_is_ended_with_the_server(launch: Launch) -> None:
+    server = launch(ENGINE_STALL_TIMEOUT="0.3")
+    engine = engine_of(server)
+    os.kill(engine, signal.SIGSTOP)
+    answer = server.http.post("/generate", json={"inputs": "a"})
+    assert (answer.status_code, answer.json()["error"]) == (503, "the engine has not answered for 0.3 s")
+    assert server.popen.wait(20) == 1
+    wait_until_gone(engine)
+
+
+def test_signals_to_all_processes_leave_the_engine_to_the_server_and_it_does_not_outlive_it(launch: Launch) -> None:
+    server = launch()
+    engine = engine_of(server)
+    os.kill(engine, signal.SIGTERM)
+    os.kill(engine, signal.SIGINT)
+    assert server.generate("a", max_new_tokens=1)
+    assert server.end(signal.SIGKILL) == -signal.SIGKILL
+    wait_until_gone(engine)
+
+
+def test_why_the_engine_did_not_start_is_told(tmp_path: Path) -> None:
+    engine = EngineProcess()
+    with pytest.raises(EngineStartError, match="no model could be read"):
+        engine.load(LoadBackbone(str(tmp_path), "cpu", "float32"))
+    engine.end()
+
+
+def test_an_engine_that_ends_while_it_starts_is_told(tmp_path: Path) -> None:
+    engine = EngineProcess()
+    os.kill(engine.pid, signal.SIGKILL)
+    with pytest.raises(EngineStartError, match="ended with status -9"):
+        engine.load(LoadBackbone(str(tmp_path), "cpu", "float32"))
+    engine.end()
+
+
+def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:
+    chance = random.Random(0)
+    messages = [chance.randbytes(chance.choice([0, 1, 10, 1000, 100_000])) for _ in range(50)]
+    stream = b"".join(map(packed, messages))
+    heard: list[bytes] = []
+    channel = LoopChannel(heard.append, lambda: None)
+    while stream:
+        size = chance.choice([1, HEADER.size - 1, 100, 70_000])
+        channel.data_received(stream[:size])
+        stream = stream[size:]
+    assert heard == messages
+
+
+def test_each_end_hears_what_the_other_says_and_then_that_it_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    messages = [b"", b"x" * 3_000_000, {"a": (1, 2)}]
+
+    def echo() -> None:
+        channel = Channel(theirs)
+        with theirs:
+            for _ in messages:
+                channel.send(channel.receive())
+
+    threading.Thread(target=echo).start()
+
+    async def talk() -> list[object]:
+        heard: list[object] = []
+        ended = asyncio.Event()
+        channel = LoopChannel(heard.append, ended.set)
+        await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=ours)
+        for message in messages:
+            channel.send(message)
+        await asyncio.wait_for(ended.wait(), 20)
+        channel.send("to nobody")
+        return heard
+
+    assert asyncio.run(talk()) == messages
+
+
+def test_whoever_waits_hears_that_the_other_side_has_ended() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(packed("last") + HEADER.pack(10) + b"half")
+    theirs.close()
+    with ours:
+        channel = Channel(ours)
+        assert channel.has_message
+        assert channel.receive() == "last"
+        with pytest.raises(EOFError):
+            channel.receive()
