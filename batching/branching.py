@@ -24,5 +24,5 @@ def branch_rows(sequence: Sequence, branches: list[Branch], cache: KVCache) -> N
             slot = free_slots.pop()
             cache.copy(parent.slot, slot, parent.num_cached)
         output_token_ids = [*parent.output_token_ids, branch.token.token_id]
-        rows.append(Row(slot, parent.num_cached, output_token_ids, [*parent.logprobs, branch.token]))
+        rows.append(Row(slot, parent.prefix, parent.num_cached, output_token_ids, [*parent.logprobs, branch.token]))
     sequence.rows = rows

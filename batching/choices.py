@@ -1,5 +1,5 @@
-"""Chooses the next token of every row that a step has completed: of all that sample in one call, of each beam search by
-itself.
+"""Chooses the next token of every sequence that a step has completed: of all that sample in one call, a mixture's rows
+as one; of each beam search by itself.
 
 Knows rows, their logits and when they end. Knows nothing of tenants' accounts or of what is told to the server.
 """
@@ -13,7 +13,7 @@ from batching.branching import branch_rows
 from batching.containment import Failure, run_contained
 from batching.kv_cache import KVCache
 from batching.model_runner import RowLogits
-from batching.sampler import SamplingRow, own_logprobs, penalise, sample
+from batching.sampler import SamplingRow, mixture, own_logprobs, penalise, sample
 from batching.sequence import Row, Sequence
 from batching.types import FinishReason, Request, SamplingParams, TokenLogprob
 
@@ -42,7 +42,7 @@ class TokenChooser:
         searching = [sequence for sequence in sequences if sequence.beams is not None]
 
         def sample_all(sequences: list[Sequence]) -> list[Choice]:
-            return self._sample(sequences, _last_logits([completed[sequence.rows[0]] for sequence in sequences]))
+            return self._sample(sequences, _next_logits(sequences, completed))
 
         def search_all(sequences: list[Sequence]) -> list[Choice]:
             return [
@@ -64,8 +64,9 @@ class TokenChooser:
         tokens = own_logprobs(logits, token_ids, [row.params.logprobs for row in rows])
         choices = []
         for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
+            for row in sequence.rows:
+                row.output_token_ids.append(token_id)
             output_token_ids = sequence.rows[0].output_token_ids
-            output_token_ids.append(token_id)
             reason = None
             if token_id == self._eos_token_id:
                 reason = FinishReason.STOP
@@ -73,7 +74,7 @@ class TokenChooser:
                 reason = FinishReason.LENGTH
             elif sequence.constraint is not None:
                 sequence.constraint.follow(output_token_ids)
-            choices.append(Choice(1, (token_id,), () if token is None else (token,), reason))
+            choices.append(Choice(len(sequence.rows), (token_id,), () if token is None else (token,), reason))
         return choices
 
     def _search(self, sequence: Sequence, logits: Tensor) -> Choice:
@@ -95,6 +96,14 @@ class TokenChooser:
         return Choice(len(rows), token_ids, () if num_logprobs is None else tokens, reason)
 
 
+def mixed(sequence: Sequence, logits: list[Tensor]) -> Tensor:
+    """What the sequence's next token is chosen from: its one row's logits `[…, V]`, or the mixture of its rows'."""
+    if len(logits) == 1:
+        return logits[0]
+    assert isinstance(sequence.request, Request)
+    return mixture(torch.stack(logits), [part.weight for part in sequence.request.mix])
+
+
 def _params(sequence: Sequence) -> SamplingParams:
     assert isinstance(sequence.request, Request)
     return sequence.request.sampling_params
@@ -109,6 +118,13 @@ def _sampling_row(sequence: Sequence, row: Row) -> SamplingRow:
     seen = (*request.prompt_token_ids, *row.output_token_ids) if has_penalty else ()
     allowed = None if sequence.constraint is None else sequence.constraint.allowed()
     return SamplingRow(request.sampling_params, num_output_tokens, uniform, seen, allowed)
+
+
+def _next_logits(sequences: list[Sequence], completed: dict[Row, RowLogits]) -> Tensor:
+    """`[B, V]`, one row for each sequence."""
+    if all(len(sequence.rows) == 1 for sequence in sequences):
+        return _last_logits([completed[sequence.rows[0]] for sequence in sequences])
+    return torch.stack([mixed(sequence, [completed[row].own[-1] for row in sequence.rows]) for sequence in sequences])
 
 
 def _last_logits(results: list[RowLogits]) -> Tensor:

@@ -1,7 +1,6 @@
 """The engine: requests in, one forward pass at a time, what each pass did out.
 
-All that the server sees of batching. Used from one thread; only `check` may be called from another. Knows nothing of
-asyncio, HTTP or text.
+All that the server sees of batching. Used from one thread. Knows nothing of asyncio, HTTP or text.
 """
 
 import secrets
@@ -10,8 +9,8 @@ import time
 import torch
 
 from batching.beams import BeamSearch
-from batching.checks import check_request
-from batching.choices import Choice, TokenChooser
+from batching.checks import Capacity, check_request
+from batching.choices import Choice, TokenChooser, mixed
 from batching.containment import Failure, run_contained
 from batching.fairness import FairShare
 from batching.gpt2 import Backbone
@@ -20,7 +19,18 @@ from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
 from batching.scheduler import Scheduler
 from batching.sequence import Row, RowStep, Sequence
-from batching.types import Compile, Compiled, FinishReason, Request, RequestError, StepOutput, StepRow, StepStats
+from batching.types import (
+    Compile,
+    Compiled,
+    Constrain,
+    FinishReason,
+    Request,
+    RequestError,
+    RowConstraint,
+    StepOutput,
+    StepRow,
+    StepStats,
+)
 
 # What a step has to say of one request
 Output = StepOutput | Compiled
@@ -32,6 +42,10 @@ CONSTRAINTS_PATIENCE = 0.01
 PROMPT_LOGPROBS_AT_ONCE = 64
 
 
+def _cannot_constrain(constraint: object, vocab_size: int) -> RowConstraint:
+    raise RequestError("this engine follows no constraints")
+
+
 class Engine:
     def __init__(
         self,
@@ -39,10 +53,12 @@ class Engine:
         max_num_seqs: int | None = None,
         max_model_len: int | None = None,
         has_reserve: bool = False,
+        constrain: Constrain = _cannot_constrain,
     ) -> None:
         """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
 
-        `has_reserve`: an eighth of the slots is never given to a tenant that holds its share already.
+        `has_reserve`: an eighth of the slots is never given to a tenant that holds its share already. `constrain`
+        follows the constraints that requests may have.
         """
         self.backbone = backbone
         self.max_model_len = backbone.shape.n_positions if max_model_len is None else max_model_len
@@ -51,6 +67,8 @@ class Engine:
         dtype, device = backbone.dtype, backbone.device
         self.max_num_seqs = choose_num_slots(max_num_seqs, backbone.shape, self.max_model_len, dtype, device)
         self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device)
+        self.capacity = Capacity(backbone.shape, backbone.vocab_size, self.max_num_seqs, self.max_model_len)
+        self._constrain = constrain
         self._runner = ModelRunner(backbone, self.cache)
         self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
         num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
@@ -78,7 +96,7 @@ class Engine:
 
     def check(self, request: Request | Compile) -> None:
         """Raise `RequestError` if the request can never be served. Pure, so that it may run before queueing."""
-        check_request(request, self.backbone, self.max_num_seqs, self.max_model_len)
+        check_request(request, self.capacity)
 
     def add_request(self, request: Request | Compile) -> None:
         self.check(request)
@@ -117,20 +135,21 @@ class Engine:
         return outputs
 
     def _prepare(self, admitted: list[Sequence]) -> list[None]:
-        """Fill the first slot of each. From here on the engine does not know that tasks exist."""
+        """Fill the slots of rows that have a prefix. From here on the engine does not know that tasks exist."""
         for sequence in admitted:
             sequence.admitted_at = time.monotonic()
             request = sequence.request
             if isinstance(request, Compile):
                 continue
             params = request.sampling_params
-            if request.prefix is not None:
-                self.cache.write_prefix(sequence.slots[0], request.prefix.past_key_values)
+            for row in sequence.rows:
+                if row.prefix is not None:
+                    self.cache.write_prefix(row.slot, row.prefix.past_key_values)
             if params.temperature > 0:
                 seed = secrets.randbits(64) if params.seed is None else params.seed
                 sequence.uniforms = draw_uniforms(seed, params.choice, params.max_new_tokens).tolist()
             if request.constraint is not None:
-                sequence.constraint = request.constraint.begin(self.backbone.vocab_size)
+                sequence.constraint = self._constrain(request.constraint, self.backbone.vocab_size)
             if params.num_beams > 1:
                 sequence.beams = BeamSearch(
                     num_beams=params.num_beams,
@@ -146,34 +165,43 @@ class Engine:
 
         A row that may not be told yet what it is allowed to say stays before its last token, and comes here again.
         """
-        outputs: list[Output] = []
+        outputs = self._fail_rows(steps, results)
+        computed = {
+            step.row: result for step, result in zip(steps, results, strict=True) if isinstance(result, RowLogits)
+        }
         held = _held_by_constraints(steps)
-        completed: dict[Row, RowLogits] = {}
+        completed: list[Sequence] = []
+        for step in steps:
+            sequence, row = step.sequence, step.row
+            if sequence.request.request_id not in self._sequences:
+                continue
+            is_first_row, completes_row = row is sequence.rows[0], step.completes_row and sequence not in held
+            if is_first_row:
+                self._read_prompt_logprobs(step, [computed[each] for each in sequence.rows])
+            row.num_cached += step.num_new_tokens - (sequence in held)
+            if completes_row and isinstance(sequence.request, Compile):
+                outputs.append(self._answer_compile(sequence))
+            elif completes_row and is_first_row:
+                completed.append(sequence)
+        return outputs + self._choose_tokens(completed, computed)
+
+    def _fail_rows(self, steps: list[RowStep], results: list[RowLogits | Failure]) -> list[Output]:
+        """End every sequence one of whose rows could not be computed."""
+        outputs = []
         for step, result in zip(steps, results, strict=True):
             sequence = step.sequence
             if sequence.request.request_id not in self._sequences:
-                continue  # another of its beams has just failed
+                continue  # another of its rows has just failed
             if isinstance(result, Failure):
                 outputs.append(self._fail(sequence, result.reason))
             elif not result.is_finite:
-                outputs.append(self._fail(sequence, "the model's logits are not finite numbers", is_finite=False))
-            else:
-                completes_row = step.completes_row and sequence not in held
-                self._read_prompt_logprobs(step, result)
-                step.row.num_cached += step.num_new_tokens - (sequence in held)
-                if completes_row and isinstance(sequence.request, Compile):
-                    outputs.append(self._answer_compile(sequence))
-                elif completes_row:
-                    completed[step.row] = result
-        return outputs + self._choose_tokens(steps, completed)
+                place = sequence.prefixes.index(step.row.prefix)
+                outputs.append(self._fail(sequence, "the model's logits are not finite numbers", place))
+        return outputs
 
-    def _choose_tokens(self, steps: list[RowStep], completed: dict[Row, RowLogits]) -> list[Output]:
-        """Choose the next token of every sequence whose rows are completed, and report what is to be told by now."""
-        sequences = [
-            sequence
-            for sequence in dict.fromkeys(step.sequence for step in steps)
-            if sequence.request.request_id in self._sequences and sequence.rows[0] in completed
-        ]
+    def _choose_tokens(self, sequences: list[Sequence], completed: dict[Row, RowLogits]) -> list[Output]:
+        """Choose the next token of every sequence, whose rows are all completed, and report what is to be told by
+        now."""
         outputs: list[Output] = []
         for sequence, choice in zip(sequences, self._chooser.choose(sequences, completed), strict=True):
             if isinstance(choice, Failure):
@@ -193,17 +221,19 @@ class Engine:
             if isinstance(sequence.request, Request) and sequence.request.request_id not in reported
         ]
 
-    def _read_prompt_logprobs(self, step: RowStep, result: RowLogits) -> None:
-        """Keep the log-probability of each prompt token that the step's logits foretell."""
+    def _read_prompt_logprobs(self, step: RowStep, results: list[RowLogits]) -> None:
+        """Keep the log-probability of each prompt token that the logits foretell: those of the step, and of the steps
+        that the sequence's other rows take with it."""
         request = step.sequence.request
         if not (isinstance(request, Request) and request.sampling_params.prompt_logprobs) or step.is_decode:
             return
-        num_read = step.row.num_cached - step.sequence.num_virtual_tokens
+        num_read = step.row.num_cached - step.row.num_virtual_tokens
         foretold = list(request.prompt_token_ids[num_read + 1 : num_read + 1 + step.num_new_tokens])
         num_top: int | None = request.sampling_params.logprobs or 0
         for start in range(0, len(foretold), PROMPT_LOGPROBS_AT_ONCE):
             piece = foretold[start : start + PROMPT_LOGPROBS_AT_ONCE]
-            tokens = own_logprobs(result.own[start : start + len(piece)], piece, [num_top] * len(piece))
+            logits = mixed(step.sequence, [result.own[start : start + len(piece)] for result in results])
+            tokens = own_logprobs(logits, piece, [num_top] * len(piece))
             step.sequence.prompt_logprobs += [token for token in tokens if token is not None]
 
     def _answer_compile(self, sequence: Sequence) -> Compiled:
@@ -231,30 +261,30 @@ class Engine:
         sequence: Sequence,
         reason: FinishReason | None = None,
         error: str | None = None,
-        is_finite: bool = True,
+        not_finite_row: int | None = None,
     ) -> StepOutput:
         return StepOutput(
             request_id=sequence.request.request_id,
             finish_reason=reason,
             error=error,
-            is_finite=is_finite,
+            not_finite_row=not_finite_row,
             step=self._num_steps,
             first_step=sequence.first_step,
             admitted_at=sequence.admitted_at,
         )
 
-    def _fail(self, sequence: Sequence, reason: str, is_finite: bool = True) -> Output:
+    def _fail(self, sequence: Sequence, reason: str, not_finite_row: int | None = None) -> Output:
         """End a sequence with an error, and leave nothing of it in its slots: they may hold non-finite numbers."""
         for slot in sequence.slots:
             self.cache.clear(slot)
-        return self._end(sequence, FinishReason.ERROR, reason, is_finite)
+        return self._end(sequence, FinishReason.ERROR, reason, not_finite_row)
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str, is_finite: bool = True) -> Output:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str, not_finite_row: int | None = None) -> Output:
         """End a sequence that has no more tokens to say: it failed, or nobody waits for it."""
         self._forget(sequence)
         if isinstance(sequence.request, Compile):
             return Compiled(sequence.request.request_id, error=error)
-        return self._report_without_tokens(sequence, reason, error, is_finite)
+        return self._report_without_tokens(sequence, reason, error, not_finite_row)
 
     def _forget(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
@@ -264,7 +294,7 @@ class Engine:
         return StepStats(
             step=self._num_steps,
             rows=rows,
-            num_distinct_prefixes=len({_prefix_revision(step.sequence) for step in steps}),
+            num_distinct_prefixes=len({_prefix_revision(step.row) for step in steps}),
             num_waiting=self.num_waiting,
             num_free_slots=self.num_free_slots,
             seconds=seconds,
@@ -277,16 +307,16 @@ def _step_row(step: RowStep) -> StepRow:
 
 def _held_by_constraints(steps: list[RowStep]) -> set[Sequence]:
     """The sequences that would choose a token now, but do not know yet which ones they may."""
-    constrained = [
-        (step.sequence, step.sequence.constraint)
+    constrained = {
+        step.sequence: step.sequence.constraint
         for step in steps
         if step.sequence.constraint is not None and step.completes_row
-    ]
-    if len(constrained) == len(steps) and not any(constraint.is_ready for _, constraint in constrained):
-        constrained[0][1].wait(CONSTRAINTS_PATIENCE)
-    return {sequence for sequence, constraint in constrained if not constraint.is_ready}
+    }
+    all_are = all(step.sequence in constrained for step in steps)
+    if all_are and not any(constraint.is_ready for constraint in constrained.values()):
+        next(iter(constrained.values())).wait(CONSTRAINTS_PATIENCE)
+    return {sequence for sequence, constraint in constrained.items() if not constraint.is_ready}
 
 
-def _prefix_revision(sequence: Sequence) -> str | None:
-    request = sequence.request
-    return request.prefix.revision if isinstance(request, Request) and request.prefix is not None else None
+def _prefix_revision(row: Row) -> str | None:
+    return None if row.prefix is None else row.prefix.revision

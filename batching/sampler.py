@@ -4,6 +4,7 @@ A row's choice is a function of its own logits, parameters, seed and tokens alon
 next. Knows nothing of slots, the forward pass, beams or finish rules.
 """
 
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -165,6 +166,14 @@ def _invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
     """
     cumulative = probs.cumsum(dim=-1)
     return torch.searchsorted(cumulative, uniforms.clamp(min=MIN_UNIFORM) * cumulative[:, -1:])[:, 0]
+
+
+def mixture(logits: Tensor, weights: SequenceOf[float]) -> Tensor:
+    """The logarithm of the weighted mean of M rows' next-token distributions: logits `[M, …, V]` -> `[…, V]`."""
+    total = sum(weights)
+    log_weights = torch.tensor([math.log(weight / total) for weight in weights], device=logits.device)
+    log_probs = logits.log_softmax(dim=-1) + log_weights.view(-1, *[1] * (logits.dim() - 1))
+    return log_probs.logsumexp(dim=0)
 
 
 def own_logprobs(logits: Tensor, token_ids: list[int], num_top: list[int | None]) -> list[TokenLogprob | None]:

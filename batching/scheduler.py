@@ -21,8 +21,9 @@ class Scheduler:
     """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
     bounded piece of waiting prompts.
 
-    While rows decode, a step's prompt tokens are at most as many as its decoding rows (but `min_prefill_tokens`), so
-    that a long prompt about doubles the gap between two tokens of the others, and no more.
+    While rows decode, a step's prompt tokens are at most as many as its decoding rows (but `min_prefill_tokens`, which
+    every mixture's rows fit in), so that a long prompt about doubles the gap between two tokens of the others, and no
+    more.
     """
 
     def __init__(
@@ -69,8 +70,11 @@ class Scheduler:
             sequence = self._waiting[tenant].popleft()
             self._drop_empty_queue(tenant)
             sequence.slots = tuple(self._slots.take() for _ in range(sequence.num_slots_needed))
-            sequence.rows = [Row(sequence.slots[0], num_cached=sequence.num_virtual_tokens)]
-            self._fair_share.admit(tenant, len(sequence.slots), sequence.num_prompt_tokens)
+            for slot, prefix in zip(sequence.slots, sequence.prefixes, strict=False):  # a search has further slots
+                num_cached = 0 if prefix is None else prefix.num_virtual_tokens
+                sequence.rows.append(Row(slot, prefix, num_cached))
+            num_prompt_tokens = sequence.num_prompt_tokens * len(sequence.rows)
+            self._fair_share.admit(tenant, len(sequence.slots), num_prompt_tokens)
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
@@ -87,22 +91,22 @@ class Scheduler:
         """The rows of the next step: those that decode, by slot; then pieces of prompts, oldest first."""
         decoding, reading = [], []
         for sequence in self.running:
-            for row in sequence.rows:
-                num_pending = sequence.num_pending_tokens(row)
-                if num_pending == 1:
-                    decoding.append(RowStep(sequence, row, 1))
-                else:
-                    reading.append(RowStep(sequence, row, num_pending))
+            if sequence.num_pending_tokens(sequence.rows[0]) == 1:
+                decoding += [RowStep(sequence, row, 1) for row in sequence.rows]
+            else:
+                reading.append(sequence)
         decoding.sort(key=lambda step: step.row.slot)
         return decoding + self._bounded(reading, len(decoding))
 
-    def _bounded(self, reading: list[RowStep], num_decoding: int) -> list[RowStep]:
+    def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
+        """The same piece of its prompt for each row of a sequence."""
         budget = max(self._min_prefill_tokens, num_decoding) if num_decoding else self._max_prefill_tokens
-        pieces = []
-        for step in reading:
-            if budget == 0:
+        pieces: list[RowStep] = []
+        for sequence in reading:
+            num_rows = len(sequence.rows)
+            if budget < num_rows:
                 break
-            num_tokens = min(step.num_new_tokens, budget)
-            pieces.append(RowStep(step.sequence, step.row, num_tokens))
-            budget -= num_tokens
+            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), budget // num_rows)
+            pieces += [RowStep(sequence, row, num_tokens) for row in sequence.rows]
+            budget -= num_tokens * num_rows
         return pieces

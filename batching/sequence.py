@@ -8,23 +8,30 @@ from dataclasses import dataclass, field
 
 from batching.beams import BeamSearch
 from batching.types import Compile, Request, RowConstraint, TokenLogprob
+from prefix_store.prefix import Prefix
 
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """One slot's tokens. `num_cached` entries of the slot are valid; the next token is computed after them."""
+    """One slot's tokens, behind its prefix. `num_cached` entries of the slot are valid; the next token comes then."""
 
     slot: int
+    prefix: Prefix | None
     num_cached: int
     output_token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        return 0 if self.prefix is None else self.prefix.num_virtual_tokens
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One request's life from the queue to its end. It owns `slots`; `rows` is empty until it is admitted.
 
-    An ordinary sequence has one row. A beam search has one while the prompt is read, then `num_beams`.
+    An ordinary sequence has one row. A beam search has one while the prompt is read, then `num_beams`. A mixture has
+    one for each of its prefixes. All rows of a sequence are equally far, and always in a step together.
     """
 
     request: Request | Compile
@@ -38,10 +45,9 @@ class Sequence:
     first_step: int = 0
 
     @property
-    def num_virtual_tokens(self) -> int:
-        if isinstance(self.request, Compile) or self.request.prefix is None:
-            return 0
-        return self.request.prefix.num_virtual_tokens
+    def prefixes(self) -> tuple[Prefix | None, ...]:
+        """One for each row that reads the prompt."""
+        return self.request.prefixes if isinstance(self.request, Request) else (None,)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -54,15 +60,16 @@ class Sequence:
 
     @property
     def num_slots_needed(self) -> int:
-        return self.request.sampling_params.num_beams if isinstance(self.request, Request) else 1
+        num_beams = self.request.sampling_params.num_beams if isinstance(self.request, Request) else 1
+        return max(num_beams, len(self.prefixes))
 
     def num_pending_tokens(self, row: Row) -> int:
         """How many of the row's tokens are known but not yet in its slot: 1 for a row that decodes."""
-        return self.num_virtual_tokens + self.num_prompt_tokens + len(row.output_token_ids) - row.num_cached
+        return row.num_virtual_tokens + self.num_prompt_tokens + len(row.output_token_ids) - row.num_cached
 
     def pending_token_ids(self, row: Row, num_tokens: int) -> SequenceOf[int]:
         """The next `num_tokens` tokens to compute. Not for compiled embeddings, which have none."""
-        start = row.num_cached - self.num_virtual_tokens
+        start = row.num_cached - row.num_virtual_tokens
         if start >= self.num_prompt_tokens:
             start -= self.num_prompt_tokens
             return row.output_token_ids[start : start + num_tokens]

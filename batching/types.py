@@ -1,14 +1,13 @@
 """Everything that crosses between the server and the engine: plain frozen values, whole when made.
 
-Knows no scheduler, no cache and no model. A value here can be sent to another thread or, one day, another process; but
-for a request's constraint, which is an object of the server's.
+Knows no scheduler, no cache and no model. A value here can be sent to another thread or process.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from prefix_store.prefix import Prefix
 MAX_TOP_K = 256
 MAX_LOGPROBS = 20
 MAX_NUM_BEAMS = 16
+MAX_MIXED_PREFIXES = 8
 # What float32 carries: a logit times or by a penalty, a score by a length to the power of one.
 MIN_PENALTY, MAX_PENALTY = 0.01, 100.0
 MAX_LENGTH_PENALTY = 10.0
@@ -133,18 +133,29 @@ class RowConstraint(Protocol):
         """Begin to work out what may come after all that the row has said. Returns at once."""
 
 
-class Constraint(Protocol):
-    """What may be said at all. Many rows may have the same one; it alone says when they may end."""
+# Begins to follow a request's constraint, for a row that has said nothing yet, in a vocabulary of so many tokens.
+# Returns at once.
+Constrain: TypeAlias = Callable[[Any, int], RowConstraint]
 
-    def begin(self, vocab_size: int) -> RowConstraint:
-        """For a row that has said nothing yet. Returns at once."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixedPrefix:
+    """One row's part of a mixture: its prefix, None for the bare backbone, and its weight relative to the others'."""
+
+    prefix: Prefix | None
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """One prompt to be continued. `prefix` None is the bare backbone. `prompt_token_ids` holds at least one token.
 
-    `weight`: the tenant's share of the engine, relative to the others'. `constraint` None lets the row say anything.
+    `weight`: the tenant's share of the engine, relative to the others'. `constraint` is a value that the
+    engine's `Constrain` knows how to follow; None lets the row say anything.
+
+    `mix`: in place of one `prefix` two to `MAX_MIXED_PREFIXES`, each with a row of its own that reads the same prompt.
+    The next token is chosen from the weighted mean of their next-token distributions, as from those of one row, and all
+    of them go on from it; so log-probabilities and penalties are the mixture's.
     """
 
     request_id: str
@@ -153,7 +164,13 @@ class Request:
     prefix: Prefix | None = None
     sampling_params: SamplingParams = SamplingParams()
     weight: float = 1.0
-    constraint: Constraint | None = None
+    constraint: Any = None
+    mix: tuple[MixedPrefix, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[Prefix | None, ...]:
+        """One for each row that reads the prompt."""
+        return tuple(mixed.prefix for mixed in self.mix) or (self.prefix,)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,8 +189,7 @@ class Abort:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """One token's own log-probability, and the most likely tokens at its place as (token id, log-probability)."""
 
     token_id: int
@@ -181,16 +197,16 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepOutput(NamedTuple):
     """What one step did for one request.
 
     A step may report no new token: of a request that has only been admitted, that failed or that was aborted. The
     end-of-text token that ended a row is reported as its last token. With beams all tokens are reported at the end.
     `logprobs` matches `new_token_ids` when asked for, else is empty. `prompt_logprobs`, with the first token when asked
     for, has one entry for each prompt token but the first.
-    `is_finite`: False where the request failed because the backbone's own numbers for it, before its sampling
-    parameters play a part, were infinite or NaN: its prefix does that, or the backbone.
+    `not_finite_row`: where the request failed because the backbone's own numbers for it, before its sampling
+    parameters play a part, were infinite or NaN, whose they were, by its place in the request's `prefixes`: its prefix
+    does that, or the backbone.
     `step` counts forward passes from the engine's start; `admitted_at` and `first_step` say when this request
     left the queue (monotonic seconds) and the first step that held it.
     """
@@ -201,10 +217,14 @@ class StepOutput:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
-    is_finite: bool = True
+    not_finite_row: int | None = None
     step: int = 0
     first_step: int = 0
     admitted_at: float = 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        return self.not_finite_row is None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,8 @@ from clients.stream import EventReader
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes sent, bytes in all)
+# A task's id; several with their weights, `{"mix": {"poet": 0.7, "clerk": 0.3}}`; or None for the bare backbone.
+TaskOrMix = str | Mapping[str, Mapping[str, float]] | None
 
 TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 CHUNK_BYTES = 1 << 16
@@ -85,24 +87,25 @@ def reason_of(error: ValueError | TypeError) -> str:
     return str(error)
 
 
-def generate(task: str | None, inputs: str, **parameters: Any) -> Call[Generation]:
-    """Continue `inputs` as `task` does; None is the bare backbone. `parameters` are the contract's: `max_new_tokens`,
-    `temperature`, `top_k`, `top_p`, `seed`, `stop`, `num_beams`, `details` …"""
+def generate(task: TaskOrMix, inputs: str, **parameters: Any) -> Call[Generation]:
+    """Continue `inputs` as `task` does; None is the bare backbone, `{"mix": {"poet": 0.7, "clerk": 0.3}}` several at
+    once. `parameters` are the contract's: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, `stop`,
+    `num_beams`, `details` …"""
     return Call("POST", "/generate", read_generation, json=generate_body(task, inputs, parameters))
 
 
 def generate_each(
-    task: str | Iterable[str | None] | None, inputs: Iterable[str], parameters: Json
+    task: TaskOrMix | Iterable[TaskOrMix], inputs: Iterable[str], parameters: Json
 ) -> Iterator[Call[Generation]]:
     """A `generate` for each of the inputs; `task` is one for all, or an iterable with one for each."""
     if isinstance(inputs, str):
         raise TypeError("inputs is one text; expected an iterable of texts")
-    if task is None or isinstance(task, str):
+    if task is None or isinstance(task, str | Mapping):
         return (generate(task, text, **parameters) for text in inputs)
     return (generate(each, text, **parameters) for each, text in zip(task, inputs, strict=True))
 
 
-def stream(task: str | None, inputs: str, **parameters: Any) -> Call[EventReader]:
+def stream(task: TaskOrMix, inputs: str, **parameters: Any) -> Call[EventReader]:
     body = generate_body(task, inputs, parameters)
     return Call("POST", "/generate_stream", event_reader, json=body, headers={"accept": "text/event-stream"})
 
@@ -111,20 +114,23 @@ def upload(
     task: str,
     file: Path | str | bytes | BinaryIO,
     *,
+    serve: bool = True,
     progress: Progress | None = None,
     if_match: str | None = None,
     if_none_match: bool = False,
 ) -> Call[Upload]:
     """Make a safetensors file the task's next version. `file` is a path, the bytes, or an open binary file.
 
-    `progress` is called with (bytes sent, bytes in all). `if_match` is the sha256 of the version that must be the
-    served one, `if_none_match` asks for a new task; else `PreconditionFailed`."""
+    With `serve` false it gets no requests until `split_traffic` or `use_version` says so. `progress` is called with
+    (bytes sent, bytes in all). `if_match` is the sha256 of the version that must be the served one, `if_none_match`
+    asks for a new task; else `PreconditionFailed`."""
     content = read_bytes(file)
     return Call(
         "PUT",
         task_path(task),
         read_upload,
         content=content,
+        params=upload_params(serve),
         headers={
             "content-type": "application/octet-stream",
             "x-content-sha256": hashlib.sha256(content).hexdigest(),
@@ -135,9 +141,9 @@ def upload(
     )
 
 
-def upload_text(task: str, text: str) -> Call[Upload]:
-    """Compile a fixed text (an instruction, worked examples) into the task's next version."""
-    return Call("PUT", task_path(task), read_upload, json={"text": text})
+def upload_text(task: str, text: str, *, serve: bool = True) -> Call[Upload]:
+    """Compile a fixed text (an instruction, worked examples) into the task's next version; `serve` as in `upload`."""
+    return Call("PUT", task_path(task), read_upload, json={"text": text}, params=upload_params(serve))
 
 
 def tasks(limit: int = 100, after: str | None = None) -> Call[TaskPage]:
@@ -164,6 +170,20 @@ def use_version(task: str, version: int, *, if_match: str | None = None) -> Call
         task_path(task),
         read_task,
         json={"version": version},
+        headers=conditions(if_match),
+        repeatable=if_match is None,
+    )
+
+
+def split_traffic(task: str, weights: Mapping[int, float] | None, *, if_match: str | None = None) -> Call[Task]:
+    """Draw each request's version by these weights, `{3: 0.9, 4: 0.1}` say, until an upload, `use_version` or None
+    ends it."""
+    traffic = None if weights is None else {str(version): weight for version, weight in weights.items()}
+    return Call(
+        "PATCH",
+        task_path(task),
+        read_task,
+        json={"traffic": traffic},
         headers=conditions(if_match),
         repeatable=if_match is None,
     )
@@ -206,8 +226,12 @@ def task_path(task: str) -> str:
     return f"/tasks/{task}"
 
 
-def generate_body(task: str | None, inputs: str, parameters: Json) -> Json:
+def generate_body(task: TaskOrMix, inputs: str, parameters: Json) -> Json:
     return {"task_id": task, "inputs": inputs, "parameters": parameters}
+
+
+def upload_params(serve: bool) -> dict[str, str | int]:
+    return {} if serve else {"serve": "false"}
 
 
 def conditions(if_match: str | None, if_none_match: bool = False) -> dict[str, str]:

@@ -40,13 +40,20 @@ OF_ONE_INPUT = (InvalidRequest, ValidationFailed, GenerationFailed, TooLarge, De
 
 
 def upload(
-    task: TaskId, file: PrefixPath, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False
+    task: TaskId,
+    file: PrefixPath,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+    serve: Annotated[bool, typer.Option(help="Give it the task's requests from now on.")] = True,
 ) -> None:
     """Make a safetensors file the task's next version."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
     with connected(url, api_key) as client, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
         row = bar.add_task(f"uploading {task}")
-        call = calls.upload(task, file, progress=lambda sent, total: bar.update(row, completed=sent, total=total))
+        call = calls.upload(
+            task, file, serve=serve, progress=lambda sent, total: bar.update(row, completed=sent, total=total)
+        )
         answer = client.carry_out(unread(call))
     if as_json:
         echo_json(answer)

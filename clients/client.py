@@ -15,7 +15,7 @@ from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 import httpx
 
 from clients import calls
-from clients.calls import Call
+from clients.calls import Call, TaskOrMix
 from clients.carrier import Carrier
 from clients.errors import PolyprefixError
 from clients.loop_thread import LoopThread, result_of
@@ -31,7 +31,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 ANSWER_SECONDS = 130.0  # a little more than the server's own limit of 120 s for one request, so that its words arrive
 MAX_AHEAD = 4  # answers of `map` that may wait for a slower one before them, for each request in flight
 
-TaskForEach = str | Iterable[str | None] | None
+TaskForEach = TaskOrMix | Iterable[TaskOrMix]
 
 
 class Verb(Generic[P, T]):
@@ -86,6 +86,7 @@ class BaseClient:
     task = Verb(calls.task)
     download = Verb(calls.download)
     use_version = Verb(calls.use_version)
+    split_traffic = Verb(calls.split_traffic)
     set_config = Verb(calls.set_config)
     delete = Verb(calls.delete)
     health = Verb(calls.health)
@@ -105,7 +106,7 @@ class Client(BaseClient):
         super().__post_init__()
         self._thread = LoopThread()
 
-    def stream(self, task: str | None, inputs: str, **parameters: Any) -> Generator[StreamEvent, None, None]:
+    def stream(self, task: TaskOrMix, inputs: str, **parameters: Any) -> Generator[StreamEvent, None, None]:
         """As `generate`, token by token. The request goes out with the first `next`, which is where refusals raise.
         Leaving early closes its connection, and the server stops."""
         yield from self._thread.iterate(self._carrier.stream(calls.stream(task, inputs, **parameters)))
@@ -172,7 +173,7 @@ class Client(BaseClient):
 class AsyncClient(BaseClient):
     """`Client` for asyncio; one client carries any number of requests at once."""
 
-    async def stream(self, task: str | None, inputs: str, **parameters: Any) -> AsyncGenerator[StreamEvent, None]:
+    async def stream(self, task: TaskOrMix, inputs: str, **parameters: Any) -> AsyncGenerator[StreamEvent, None]:
         """As `Client.stream`. To leave early, wrap it in `contextlib.aclosing`: that closes the connection at once."""
         async with aclosing(self._carrier.stream(calls.stream(task, inputs, **parameters))) as events:
             async for event in events:

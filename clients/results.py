@@ -71,17 +71,33 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True)
+class MixedTask:
+    """One part of a mix; `task_id` is None and `version` too for the bare backbone."""
+
+    task_id: str | None
+    version: int | None
+    weight: float
+
+    @classmethod
+    def from_json(cls, body: Json) -> Self:
+        return cls(**known(cls, body))
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
-    """A finished text. `task_id` is None and `version` too for the bare backbone; `details` only when asked for."""
+    """A finished text. `task_id` is None and `version` too for the bare backbone, and for a `mix`, which has those of
+    each part; `details` only when asked for."""
 
     generated_text: str
     task_id: str | None = None
     version: int | None = None
+    mix: tuple[MixedTask, ...] = ()
     details: Details | None = None
 
     @classmethod
     def from_json(cls, body: Json) -> Self:
-        return cls(**{**known(cls, body), "details": details_from(body)})
+        mix = tuple(MixedTask.from_json(part) for part in body.get("mix") or ())
+        return cls(**{**known(cls, body), "mix": mix, "details": details_from(body)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +188,17 @@ class TaskConfig:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task that the caller may see. `version` is the served one's number, `versions` are all of them."""
+    """A task that the caller may see. `version` is the served one's number, `versions` are all of them.
+
+    `traffic` are the versions among which its requests are drawn, with their weights; empty where `version` gets all.
+    """
 
     task_id: str
     version: int
     versions: tuple[Version, ...]
     config: TaskConfig
     created_at: datetime
+    traffic: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def served(self) -> Version:
@@ -190,6 +210,7 @@ class Task:
             "versions": tuple(Version.from_json(version) for version in body["versions"]),
             "config": TaskConfig.from_json(body.get("config") or {}),
             "created_at": datetime.fromisoformat(body["created_at"]),
+            "traffic": {int(version): weight for version, weight in (body.get("traffic") or {}).items()},
         }
         return cls(**{**known(cls, body), **parsed})
 

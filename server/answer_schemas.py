@@ -56,10 +56,21 @@ class DetailsAnswer(BaseModel):
     steps: tuple[int, int]
 
 
+class MixedTaskAnswer(BaseModel):
+    """One part of a mix, the bare backbone without a name."""
+
+    task_id: str | None
+    version: int | None
+    weight: float
+
+
 class GenerateAnswer(BaseModel):
+    """`mix` where several tasks were asked, in the place of `task_id` and `version`."""
+
     generated_text: str
     task_id: str | None
     version: int | None
+    mix: list[MixedTaskAnswer] | None = None
     details: DetailsAnswer | None = None
 
 
@@ -79,10 +90,11 @@ class ContinuationAnswer(BaseModel):
 
 
 class ScoreAnswer(BaseModel):
-    """In the order of the continuations."""
+    """In the order of the continuations. `mix` as in an answer of `/generate`."""
 
     task_id: str | None
     version: int | None
+    mix: list[MixedTaskAnswer] | None = None
     scores: list[ContinuationAnswer]
 
 
@@ -130,10 +142,14 @@ class TaskUsageAnswer(BaseModel):
 
 
 class TaskAnswer(BaseModel):
-    """`public`: whether every tenant may use it. `quarantined` says why a version was taken out of service."""
+    """`version` is the served one; where `traffic` is not null, each request's version is drawn by its weights instead.
+
+    `public`: whether every tenant may use it. `quarantined` says why a version was taken out of service.
+    """
 
     task_id: str
     version: int
+    traffic: dict[str, float] | None
     public: bool
     created_at: datetime
     versions: list[VersionAnswer]

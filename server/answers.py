@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefix_store.tasks import Served
+from server.asked import Asked
 from server.generation import Generation
 from server.rows import Row, Token, finite
 from server.running import Sample
@@ -17,15 +19,18 @@ from server.text import Tokenizer
 def body_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, Any]:
     """The JSON object; `samples` holds the best one first."""
     generation, rows = samples[0].generation, [sample.row for sample in samples]
-    served = generation.served
-    body: dict[str, Any] = {
-        "generated_text": full_text(generation, rows[0]),
-        "task_id": None if served is None else served.task_id,
-        "version": None if served is None else served.version,
-    }
+    body: dict[str, Any] = {"generated_text": full_text(generation, rows[0]), **names_of(generation.asked)}
     if generation.parameters.details:
         body["details"] = _details(generation, rows, tokenizer)
     return body
+
+
+def names_of(asked: Asked) -> dict[str, Any]:
+    """The task and its version; a mix has neither, but those of its parts."""
+    names = _task_and_version(asked.served)
+    if asked.is_mix:
+        names["mix"] = [{**_task_and_version(part.served), "weight": part.weight} for part in asked.parts]
+    return names
 
 
 def event_of(index: int, token: Token, sample: Sample, is_last: bool) -> bytes:
@@ -51,11 +56,14 @@ def first_headers(samples: Sequence[Sample]) -> dict[str, str]:
     generation = samples[0].generation
     headers = {
         "x-prompt-tokens": str(num_prompt_tokens(samples)),
-        "x-prefix-tokens": str(generation.num_prefix_tokens),
+        "x-prefix-tokens": str(generation.asked.num_prefix_tokens),
         "x-queue-time": _ms(_queue_seconds(samples[0])),
     }
-    if generation.served is not None:
-        headers["x-task-version"] = str(generation.served.version)
+    served = [part.served for part in generation.asked.parts if part.served is not None]
+    if generation.asked.is_mix:
+        headers["x-task-version"] = ", ".join(f"{each.task_id}={each.version}" for each in served)
+    elif served:
+        headers["x-task-version"] = str(served[0].version)
     return headers
 
 
@@ -86,6 +94,13 @@ def full_text(generation: Generation, row: Row) -> str:
     return generation.inputs + row.text if generation.parameters.return_full_text else row.text
 
 
+def _task_and_version(served: Served | None) -> dict[str, Any]:
+    return {
+        "task_id": None if served is None else served.task_id,
+        "version": None if served is None else served.version,
+    }
+
+
 def _queue_seconds(sample: Sample) -> float:
     return max(0.0, (sample.row.admitted_at or 0.0) - sample.generation.caller.arrived_at)
 
@@ -100,7 +115,7 @@ def _details(generation: Generation, rows: list[Row], tokenizer: Tokenizer) -> d
         **_sequence(generation, best, tokenizer),
         "prompt_tokens": generation.num_prompt_tokens,
         "skipped_tokens": 0,
-        "prefix_tokens": generation.num_prefix_tokens,
+        "prefix_tokens": generation.asked.num_prefix_tokens,
         "best_of_sequences": [
             {"generated_text": full_text(generation, row), **_sequence(generation, row, tokenizer)} for row in others
         ]
@@ -134,7 +149,7 @@ def _stream_details(generation: Generation, row: Row) -> dict[str, Any]:
         "prompt_tokens": generation.num_prompt_tokens,
         "input_length": generation.num_prompt_tokens,
         "generated_tokens": len(row.tokens),
-        "prefix_tokens": generation.num_prefix_tokens,
+        "prefix_tokens": generation.asked.num_prefix_tokens,
         "seed": generation.seed,
         "steps": list(row.steps),
     }

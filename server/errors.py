@@ -77,7 +77,14 @@ class GenerationFailed(ServerError):
 
 
 class NotFinite(GenerationFailed):
-    """The backbone's numbers for the row were infinite or NaN: that is its prefix, whatever the request asked for."""
+    """The backbone's numbers for a row were infinite or NaN: that is its prefix, whatever the request asked for.
+
+    `place` is whose they were, among the parts of a mix.
+    """
+
+    def __init__(self, message: str, place: int) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class Overloaded(ServerError):

@@ -61,8 +61,10 @@ class Row:
         it up.
         """
         if output.finish_reason is FinishReason.ERROR:
-            failure = GenerationFailed if output.is_finite else NotFinite
-            raise failure(output.error or "the engine failed this row")
+            error = output.error or "the engine failed this row"
+            if output.not_finite_row is not None:
+                raise NotFinite(error, output.not_finite_row)
+            raise GenerationFailed(error)
         if output.finish_reason is FinishReason.ABORT:
             raise Unavailable("the engine gave this request up")
         self.admitted_at = output.admitted_at

@@ -13,11 +13,13 @@ from opentelemetry.trace import get_tracer
 
 from batching.types import Compiled, Request
 from prefix_store.errors import StoreError
+from prefix_store.tasks import Served
 from prefix_store.usage import Usage
+from server.engine_messages import Letter
 from server.errors import DeadlinePassed, NotFinite, ServerError
 from server.failure_watch import MAX_FAILURES, WITHIN
 from server.generation import Generation
-from server.mailboxes import Letter, Mailbox
+from server.mailboxes import Mailbox
 from server.rows import Row, Token
 from server.services import Services
 from server.tracing import trace_row
@@ -93,14 +95,14 @@ async def run(services: Services, samples: Sequence[Sample]) -> None:
 async def run_streaming(services: Services, samples: Sequence[Sample]) -> AsyncGenerator[Added, None]:
     """Run all rows: what each of them adds, as it comes; nothing where a keep-alive is due.
 
-    The rows are one request's: one tenant's, of one task. One that fails ends them all.
+    The rows are one request's: one tenant's, of one task or mix. One that fails ends them all.
     """
     by_id = {sample.request.request_id: sample for sample in samples}
     generation = samples[0].generation
-    num_slots, max_queued = generation.parameters.num_slots, generation.caller.principal.limits.max_queued
+    num_slots, max_queued = generation.num_slots, generation.caller.principal.limits.max_queued
     requests = [sample.request for sample in samples]
     with (
-        services.live.owned(by_id, generation.caller.tenant, generation.task_name),
+        services.live.owned(by_id, generation.caller.tenant, generation.asked.name),
         services.engine.submitted(*requests, num_rows=num_slots, max_queued=max_queued) as mailbox,
     ):
         patience = Patience(services, mailbox)
@@ -115,7 +117,7 @@ async def run_streaming(services: Services, samples: Sequence[Sample]) -> AsyncG
                     if any(added.values()):
                         yield added  # what came before the failure is not lost with it
                     if isinstance(error, NotFinite):
-                        await _note_failure(services, generation)
+                        await _note_failure(services, generation.asked.parts[error.place].served)
                     raise
                 yield added
         finally:
@@ -160,36 +162,38 @@ def _time(services: Services, sample: Sample) -> None:
 
 
 def _account(services: Services, sample: Sample) -> None:
-    """Put a row's tokens on its tenant's account, however it ended; one that never ran costs nothing."""
+    """Put a row's tokens on its tenant's account, however it ended; one that never ran costs nothing.
+
+    A mix has a row for each of its tasks, and each of those is counted.
+    """
     generation, row = sample.generation, sample.row
     if row.admitted_at is None:
         return
     num_prompt_tokens, num_generated_tokens = generation.num_prompt_tokens, len(row.tokens)
-    services.metrics.prompt_tokens.inc(num_prompt_tokens)
-    services.metrics.generated_tokens.inc(num_generated_tokens)
-    services.accounts.observe_row(
-        generation.caller.tenant, generation.task_name, num_prompt_tokens, num_generated_tokens
-    )
-    services.limits.charge(generation.caller.principal, num_prompt_tokens, num_generated_tokens)
-    trace_row(
-        get_tracer("polyprefix"),
-        {"polyprefix.tenant": generation.caller.tenant, "polyprefix.task": generation.task_name},
-        generation.caller.arrived_at,
-        row.admitted_at,
-        row.first_token_at,
-        row.last_token_at,
-    )
     used = Usage(
         prompt_tokens=num_prompt_tokens,
         generated_tokens=num_generated_tokens,
         seconds=time.monotonic() - row.admitted_at,
     )
-    services.store.usage.add(generation.caller.tenant, generation.task_name, used)
+    caller = generation.caller
+    for part in generation.asked.parts:
+        services.metrics.prompt_tokens.inc(num_prompt_tokens)
+        services.metrics.generated_tokens.inc(num_generated_tokens)
+        services.accounts.observe_row(caller.tenant, part.name, num_prompt_tokens, num_generated_tokens)
+        services.limits.charge(caller.principal, num_prompt_tokens, num_generated_tokens)
+        services.store.usage.add(caller.tenant, part.name, used)
+    trace_row(
+        get_tracer("polyprefix"),
+        {"polyprefix.tenant": caller.tenant, "polyprefix.task": generation.asked.name},
+        caller.arrived_at,
+        row.admitted_at,
+        row.first_token_at,
+        row.last_token_at,
+    )
 
 
-async def _note_failure(services: Services, generation: Generation) -> None:
-    """Its version has failed a row: the third time within ten minutes it is served no more."""
-    served = generation.served
+async def _note_failure(services: Services, served: Served | None) -> None:
+    """This version has failed a row: the third time within ten minutes it is served no more."""
     if served is not None and services.failures.note(served):
         reason = f"{MAX_FAILURES} of its rows failed within {WITHIN / 60:g} minutes"
         services.log.error("quarantined", tenant=served.tenant, task_id=served.task_id, version=served.version)

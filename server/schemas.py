@@ -9,7 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from batching.types import MAX_LENGTH_PENALTY, MAX_LOGPROBS, MAX_NUM_BEAMS, MAX_PENALTY, MAX_TOP_K, MIN_PENALTY
+from batching.types import (
+    MAX_LENGTH_PENALTY,
+    MAX_LOGPROBS,
+    MAX_MIXED_PREFIXES,
+    MAX_NUM_BEAMS,
+    MAX_PENALTY,
+    MAX_TOP_K,
+    MIN_PENALTY,
+)
 
 INPUTS_PLACE = "{inputs}"
 CONTENT_PLACE = "{content}"
@@ -19,9 +27,13 @@ MAX_BEST_OF = 16
 MAX_REQUEST_ROWS = 64
 MAX_STOP_STRINGS = 4
 MAX_GRAMMAR_BYTES = 32 << 10
+MAX_WEIGHT = 1e6  # weights are relative, so that nothing is lost
+MAX_TRAFFIC_VERSIONS = 16
 
 StopString = Annotated[str, Field(min_length=1, max_length=64)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Weight = Annotated[Finite, Field(gt=0, le=MAX_WEIGHT)]
+VersionNumber = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,9}$")]  # as a key of a JSON object
 Continuation = Annotated[str, Field(min_length=1)]
 Template = Annotated[str, Field(max_length=8192)]
 
@@ -166,11 +178,21 @@ class GenerateParameters(Strict, TextParameters):
         return self.num_beams or 1
 
 
+class TaskMix(Closed):
+    """Several tasks at once, by name, with their weights, which are relative to their sum. `base` is the bare backbone.
+
+    Each has a row of its own that reads the same prompt, and the next token is chosen from the weighted mean of their
+    next-token distributions. So log-probabilities and penalties are the mixture's. Not with beams.
+    """
+
+    mix: Annotated[dict[str, Weight], Field(min_length=2, max_length=MAX_MIXED_PREFIXES)]
+
+
 class GenerateBody(Strict):
     """`inputs` must be there, but may be null or empty: then the end-of-text token is fed in its place."""
 
     inputs: str | None
-    task_id: str | None = None
+    task_id: str | TaskMix | None = None
     stream: bool | None = None
     parameters: GenerateParameters | None = None
 
@@ -186,7 +208,7 @@ class ScoreBody(Strict):
 
     inputs: str | None
     continuations: Annotated[list[Continuation], Field(min_length=1, max_length=MAX_REQUEST_ROWS)]
-    task_id: str | None = None
+    task_id: str | TaskMix | None = None
     details: bool | None = None
 
 
@@ -222,9 +244,20 @@ class ConfigPatch(Closed):
 
 
 class TaskPatch(Closed):
+    """`version`: serve it from now on. `traffic`: draw each request's version by these weights, which are relative to
+    their sum, until an upload, another `version` or null ends it."""
+
     version: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
+    traffic: Annotated[dict[VersionNumber, Weight], Field(min_length=1, max_length=MAX_TRAFFIC_VERSIONS)] | None = None
     config: ConfigPatch | None = None
     public: bool | None = None
+
+    @property
+    def traffic_weights(self) -> dict[int, float] | None:
+        """By version; empty where traffic is to end, None where nothing is said of it."""
+        if "traffic" not in self.model_fields_set:
+            return None
+        return {int(version): weight for version, weight in (self.traffic or {}).items()}
 
 
 class TextUpload(Closed):

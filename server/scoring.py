@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from batching.types import TokenLogprob
 from server.answer_schemas import ContinuationAnswer, ScoredTokenAnswer
+from server.asked import find_asked
 from server.caller import Caller
-from server.generation import Generation, Prompt, find_task, plan, tokenize
+from server.generation import Generation, Prompt, plan, tokenize
 from server.rows import finite
 from server.running import Sample
 from server.schemas import GenerateParameters, ScoreBody
@@ -29,15 +30,15 @@ class Scoring:
 
 async def prepare_scoring(services: Services, caller: Caller, body: ScoreBody) -> Scoring:
     """Find the task and tokenize. All that can be refused is refused here."""
-    served = await find_task(services, caller, body.task_id)
+    asked = await find_asked(services, caller, body.task_id)
     inputs = body.inputs or ""
-    context = inputs if served is None else render(served.config.prompt_template, inputs)
+    context = render(asked.prompt_template, inputs)
     prompts, num_tokens = [], []
     for continuation in body.continuations:
         whole, num_context_tokens = await _encode_pair(services, context, continuation)
         prompts.append(Prompt(inputs, whole))
         num_tokens.append(max(0, len(whole) - num_context_tokens))
-    return Scoring(plan(services, caller, served, PARAMETERS, prompts, has_scores=False), num_tokens)
+    return Scoring(plan(services, caller, asked, PARAMETERS, prompts, has_scores=False), num_tokens)
 
 
 async def _encode_pair(services: Services, context: str, continuation: str) -> tuple[tuple[int, ...], int]:

@@ -89,9 +89,9 @@ async def try_out(services: Services, caller: Caller, candidate: Candidate) -> N
 
 
 async def publish(
-    services: Services, caller: Caller, task_id: str, candidate: Candidate, conditions: Conditions
+    services: Services, caller: Caller, task_id: str, candidate: Candidate, conditions: Conditions, serve: bool
 ) -> Published:
-    """Keep it durably and serve it from now on."""
+    """Keep it durably and, if it is to `serve`, do so from now on."""
     published = await services.write(
         services.store.publish,
         caller.tenant,
@@ -101,6 +101,7 @@ async def publish(
         kind=candidate.kind,
         num_virtual_tokens=candidate.prefix.num_virtual_tokens,
         backbone_checked=candidate.backbone_checked,
+        serve=serve,
         if_match=conditions.if_match,
         if_none_match=conditions.if_none_match,
     )

@@ -6,10 +6,10 @@ A request's own value wins, then its task's default, then OpenAI's. Knows nothin
 from collections.abc import Mapping
 from typing import Any
 
-from prefix_store.tasks import Served
+from server.asked import Asked, find_asked
 from server.caller import Caller
 from server.errors import InvalidValue
-from server.generation import Generation, Prompt, find_constraint, find_task, plan, read_prompt, tokenize
+from server.generation import Generation, Prompt, find_constraint, plan, read_prompt, tokenize
 from server.openai.chat import render_chat
 from server.openai.schemas import ChatBody, CompletionBody, SampledBody
 from server.parameters import SAMPLING, check_combination, with_defaults
@@ -22,7 +22,7 @@ TEMPERATURE = 1.0
 
 async def prepare_completion(services: Services, caller: Caller, body: CompletionBody) -> list[Generation]:
     """One generation for each prompt. All that can be refused is refused here."""
-    served = await find_task(services, caller, body.model)
+    asked = await find_asked(services, caller, body.model)
     own = _own_parameters(
         body,
         max_new_tokens=body.max_tokens,
@@ -31,19 +31,20 @@ async def prepare_completion(services: Services, caller: Caller, body: Completio
         top_n_tokens=body.logprobs,
         decoder_input_details=body.echo,
     )
-    parameters = _settled(body, own, served, COMPLETION_DEFAULTS)
+    parameters = _settled(body, own, asked, COMPLETION_DEFAULTS)
     prompts = [
-        await read_prompt(services, served, prompt) if isinstance(prompt, str) else Prompt("", tuple(prompt))
+        await read_prompt(services, asked, prompt) if isinstance(prompt, str) else Prompt("", tuple(prompt))
         for prompt in body.prompts
     ]
     constraint = await find_constraint(services, caller, parameters)
-    return plan(services, caller, served, parameters, prompts, has_scores=False, constraint=constraint)
+    return plan(services, caller, asked, parameters, prompts, has_scores=False, constraint=constraint)
 
 
 async def prepare_chat(services: Services, caller: Caller, body: ChatBody) -> list[Generation]:
     """A conversation is one prompt. Raises `InvalidValue` where the task has no chat template."""
-    served = await find_task(services, caller, body.model)
-    if served is None or served.config.chat_template is None:
+    asked = await find_asked(services, caller, body.model)
+    chat_template = None if asked.served is None else asked.served.config.chat_template
+    if chat_template is None:
         raise InvalidValue("this task's config has no chat_template; set one by PATCH, or use completions", "model")
     own = _own_parameters(
         body,
@@ -52,11 +53,11 @@ async def prepare_chat(services: Services, caller: Caller, body: ChatBody) -> li
         details=body.logprobs,
         top_n_tokens=body.top_logprobs,
     )
-    parameters = _settled(body, own, served, {})
-    text = render_chat(served.config.chat_template, body.messages)
+    parameters = _settled(body, own, asked, {})
+    text = render_chat(chat_template, body.messages)
     prompt = Prompt(text, await tokenize(services, text))
     constraint = await find_constraint(services, caller, parameters)
-    return plan(services, caller, served, parameters, [prompt], has_scores=False, constraint=constraint)
+    return plan(services, caller, asked, parameters, [prompt], has_scores=False, constraint=constraint)
 
 
 def _own_parameters(body: SampledBody, **translated: Any) -> GenerateParameters:
@@ -72,10 +73,10 @@ def _own_parameters(body: SampledBody, **translated: Any) -> GenerateParameters:
 
 
 def _settled(
-    body: SampledBody, own: GenerateParameters, served: Served | None, defaults: Mapping[str, object]
+    body: SampledBody, own: GenerateParameters, asked: Asked, defaults: Mapping[str, object]
 ) -> GenerateParameters:
     """With the task's defaults and then OpenAI's: it samples, unless the request or the task chooses another way."""
-    parameters = own if served is None else with_defaults(own, served.config.parameters)
+    parameters = with_defaults(own, asked.defaults)
     chosen = parameters.num_slots > 1 or any(getattr(parameters, name) is not None for name in SAMPLING)
     parameters = with_defaults(parameters, {**defaults, **({} if chosen else {"temperature": TEMPERATURE})})
     check_combination(parameters, bool(body.stream))

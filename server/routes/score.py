@@ -6,7 +6,7 @@ from fastapi.responses import JSONResponse, Response
 from prefix_store.tenants import Scope
 from server.access import Needs
 from server.answer_schemas import ScoreAnswer
-from server.answers import final_headers
+from server.answers import final_headers, names_of
 from server.caller import caller_of
 from server.http import read_json, unless_disconnected
 from server.openapi import errors, json_body
@@ -28,13 +28,11 @@ async def score(request: Request) -> Response:
     scoring = await unless_disconnected(request, prepare_scoring(services, caller, body))
     samples = samples_of(services, scoring.generations)
     await unless_disconnected(request, run(services, samples))
-    served = scoring.generations[0].served
     answer = ScoreAnswer(
-        task_id=None if served is None else served.task_id,
-        version=None if served is None else served.version,
+        **names_of(scoring.generations[0].asked),
         scores=[
             score_of(sample, num_tokens, services.tokenizer, bool(body.details))
             for sample, num_tokens in zip(samples, scoring.num_tokens, strict=True)
         ],
     )
-    return JSONResponse(answer.model_dump(), headers=final_headers(samples))
+    return JSONResponse(answer.model_dump(exclude_unset=True), headers=final_headers(samples))

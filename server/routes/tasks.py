@@ -60,7 +60,9 @@ UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUplo
     },
     openapi_extra=UPLOAD,
 )
-async def upload(request: Request, task_id: str) -> Response:
+async def upload(request: Request, task_id: str, serve: bool = True) -> Response:
+    """The task's next version, which gets all its requests from now on. With `serve=false` it gets none until a PATCH
+    says so; the first version of a new task is served in any case."""
     services, caller = services_of(request), caller_of(request)
     services.check_open(caller.principal)  # before the body: one that has begun to come is work in flight
     with services.upload_room.taken(max_body_bytes(request, max_upload_bytes(services))):
@@ -69,9 +71,9 @@ async def upload(request: Request, task_id: str) -> Response:
         conditions = _conditions(request)
         candidate = await _read_candidate(request, services, caller)
         await unless_disconnected(request, try_out(services, caller, candidate))
-        published = await publish(services, caller, task_id, candidate, conditions)
+        published = await publish(services, caller, task_id, candidate, conditions, serve)
     version = published.version
-    await note(request, "task.upload", task_id=task_id, version=version.version, sha256=version.sha256)
+    await note(request, "task.upload", task_id=task_id, version=version.version, sha256=version.sha256, serve=serve)
     return _uploaded(task_id, published)
 
 
@@ -132,11 +134,12 @@ async def patch_task(request: Request, task_id: str) -> Response:
         principal.tenant,
         task_id,
         version=patch.version,
+        traffic=patch.traffic_weights,
         change_config=None if patch.config is None else partial(_patched, patch.config),
         public=patch.public,
         if_match=if_match,
     )
-    changes = {name: getattr(patch, name) for name in ("version", "public") if getattr(patch, name) is not None}
+    changes = patch.model_dump(include={"version", "traffic", "public"}, exclude_unset=True)
     config = sorted(patch.config.model_fields_set) if patch.config is not None else []  # a template is not told
     await note(request, "task.patch", task_id=task_id, **changes, config=config)
     return await _task_response(request, task)
@@ -232,6 +235,7 @@ def _task(task: Task, used: Usage) -> TaskAnswer:
     return TaskAnswer(
         task_id=task.task_id,
         version=task.served_version,
+        traffic={str(version): weight for version, weight in task.traffic.items()} or None,
         public=task.public,
         created_at=task.created_at,
         versions=[VersionAnswer.model_validate(version, from_attributes=True) for version in task.versions],

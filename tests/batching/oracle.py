@@ -45,6 +45,25 @@ def generate(model: GPT2LMHeadModel, request: Request) -> list[int]:
     return new_tokens[: new_tokens.index(eos) + 1] if eos in new_tokens else new_tokens
 
 
+def mixture_log_probs(model: GPT2LMHeadModel, request: Request, said: list[int]) -> Tensor:
+    """`[len(prompt) + len(said), vocab_size]` of a mixture: each prefix by itself over all the text, then averaged."""
+    total = sum(part.weight for part in request.mix)
+    probs = 0.0
+    for part in request.mix:
+        past_key_values = None if part.prefix is None else part.prefix.past_key_values
+        own = logits(model, past_key_values, [*request.prompt_token_ids, *said]).double()
+        probs = probs + part.weight / total * own.softmax(dim=-1)
+    return torch.as_tensor(probs).log()
+
+
+def generate_mixture(model: GPT2LMHeadModel, request: Request) -> list[int]:
+    """The new tokens of a greedy mixture."""
+    said: list[int] = []
+    while len(said) < request.sampling_params.max_new_tokens and model.config.eos_token_id not in said:
+        said.append(int(mixture_log_probs(model, request, said)[-1].argmax()))
+    return said
+
+
 @torch.no_grad()
 def logits(model: GPT2LMHeadModel, prefix: Tensor | None, token_ids: list[int]) -> Tensor:
     """`[len(token_ids), vocab_size]` of a text after the prefix."""

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -9,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
 from batching.gpt2 import Backbone
-from batching.types import Compiled, Request, SamplingParams, StepOutput
+from batching.types import Compiled, MixedPrefix, Request, SamplingParams, StepOutput
 from prefix_store.prefix import BackboneShape, Prefix
 
 _ids = count()
@@ -43,8 +44,13 @@ def ask(prompt: Iterable[int], prefix: Prefix | None = None, **params: object) -
     return Request(f"request-{next(_ids)}", "default", tuple(prompt), prefix, SamplingParams(**params))  # type: ignore[arg-type]
 
 
+def ask_mix(prompt: Iterable[int], mix: Iterable[tuple[Prefix | None, float]], **params: object) -> Request:
+    return replace(ask(prompt, **params), mix=tuple(MixedPrefix(prefix, weight) for prefix, weight in mix))
+
+
 def make_engine(model: GPT2LMHeadModel, max_num_seqs: int = 8) -> Engine:
-    return Engine(Backbone.from_model(model), max_num_seqs=max_num_seqs)
+    """A request's constraint begins its rows itself."""
+    return Engine(Backbone.from_model(model), max_num_seqs, constrain=lambda each, vocab_size: each.begin(vocab_size))
 
 
 def run(engine: Engine, requests: Iterable[Request], arrivals: dict[int, int] | None = None) -> list[list[StepOutput]]:

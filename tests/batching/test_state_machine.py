@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from batching.types import Compile, Compiled, FinishReason, Request, SamplingParams, StepOutput
+from batching.types import Compile, Compiled, FinishReason, MixedPrefix, Request, SamplingParams, StepOutput
 from prefix_store.prefix import Prefix
 from tests.batching.support import run, tokens
 from tests.batching.tagged import (
@@ -67,7 +67,7 @@ def answer_alone(request: Request) -> list[int]:
     (outputs,) = run(tagged_engine(NUM_SLOTS)[0], [request])
     answer = tokens(outputs)
     params = request.sampling_params
-    if params.temperature == 0 and params.num_beams == 1 and params.repetition_penalty == 1:
+    if params.temperature == 0 and params.num_beams == 1 and params.repetition_penalty == 1 and not request.mix:
         assert answer == greedy_answer(request)
     return answer
 
@@ -112,6 +112,7 @@ class EngineMachine(RuleBasedStateMachine):
         task=st.sampled_from([*TASKS, None]),
         prompt=PROMPTS,
         params=sampling(),
+        mixed_with=st.just([]) | st.lists(st.sampled_from([*TASKS, None]), min_size=1, max_size=3),
         num_choices=st.sampled_from([1, 1, 1, 3]),
         stop_token=st.none() | st.integers(1, VOCAB_SIZE - 2),
         weight=st.sampled_from([1.0, 3.0]),
@@ -122,18 +123,28 @@ class EngineMachine(RuleBasedStateMachine):
         task: str | None,
         prompt: tuple[int, ...],
         params: SamplingParams,
+        mixed_with: list[str | None],
         num_choices: int,
         stop_token: int | None,
         weight: float,
     ) -> None:
-        prefix = self.tasks.get(task) if task is not None else None
+        prefixes = [self.tasks.get(each) if each is not None else None for each in (task, *mixed_with)]
+        mix = tuple(MixedPrefix(prefix, weight=1.0 + i) for i, prefix in enumerate(prefixes))
         for choice in range(num_choices if params.temperature > 0 else 1):
-            request = Request(f"request-{next(_ids)}", tenant, prompt, prefix, replace(params, choice=choice), weight)
+            request = Request(
+                f"request-{next(_ids)}", tenant, prompt, prefixes[0], replace(params, choice=choice), weight
+            )
+            if mixed_with and params.num_beams == 1:
+                request = replace(request, prefix=None, mix=mix)
             self._add(Expected(request, answer_alone(request), stop_token=stop_token))
 
-    @rule(tenant=TENANTS, prompt=PROMPTS, num_virtual_tokens=st.integers(1, 8))
-    def ask_for_a_poisoned_task(self, tenant: str, prompt: tuple[int, ...], num_virtual_tokens: int) -> None:
+    @rule(tenant=TENANTS, prompt=PROMPTS, num_virtual_tokens=st.integers(1, 8), in_a_mix=st.booleans())
+    def ask_for_a_poisoned_task(
+        self, tenant: str, prompt: tuple[int, ...], num_virtual_tokens: int, in_a_mix: bool
+    ) -> None:
         request = Request(f"request-{next(_ids)}", tenant, prompt, poisoned_prefix(num_virtual_tokens), SHORT)
+        if in_a_mix:
+            request = replace(request, prefix=None, mix=(MixedPrefix(None, 1.0), MixedPrefix(request.prefix, 0.01)))
         self._add(Expected(request, [], must_fail=True))
 
     @rule(tenant=TENANTS, prompt=PROMPTS, place=st.integers(0, 29))
@@ -244,7 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert set(slots) <= set(sequence.slots)
             assert len(sequence.slots) == sequence.num_slots_needed
             for row in sequence.rows:
-                length = sequence.num_virtual_tokens + sequence.num_prompt_tokens + len(row.output_token_ids)
+                length = row.num_virtual_tokens + sequence.num_prompt_tokens + len(row.output_token_ids)
                 assert row.num_cached <= length <= SHAPE.n_positions
 
     @invariant()

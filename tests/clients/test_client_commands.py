@@ -44,6 +44,12 @@ def test_upload_shows_its_progress_and_the_version(fake, run, prefix_file):
     assert "100%" in result.stderr or "97.7/97.7 KiB" in result.stderr
 
 
+def test_upload_may_keep_a_version_without_serving_it(fake, run, prefix_file):
+    fake.will_answer(200, {"task_id": "e2e", **VERSION})
+    assert run(cli.upload, "e2e", prefix_file, "--no-serve").exit_code == 0
+    assert fake.received[0].target == "/tasks/e2e?serve=false"
+
+
 def test_upload_of_a_file_that_is_not_there_sends_nothing(fake, run):
     assert run(cli.upload, "e2e", "nowhere.safetensors").exit_code == 2
     assert fake.received == []

@@ -118,6 +118,12 @@ def test_each_input_may_have_a_task_of_its_own(ask_all):
     ]
 
 
+def test_a_mix_is_one_task_for_all_inputs(echo, ask_all):
+    mix = {"mix": {"poet": 0.7, "clerk": 0.3}}
+    assert len(list(ask_all(mix, ["the sea", "dear sir"]))) == 2
+    assert [asked["task_id"] for asked in echo.asked] == [mix, mix]
+
+
 def test_a_task_too_few_is_not_passed_over(ask_all):
     with pytest.raises(ValueError, match="longer"):
         list(ask_all(["poet"], ["the sea", "dear sir"]))

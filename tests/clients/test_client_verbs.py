@@ -146,6 +146,28 @@ def test_use_version_and_set_config_are_patches(fake, ask):
     }
 
 
+def test_a_mix_goes_out_as_it_is_and_tells_its_parts(fake, ask):
+    mix = {"mix": {"e2e": 0.7, "base": 0.3}}
+    parts = [{"task_id": "e2e", "version": 2, "weight": 0.7}, {"task_id": None, "version": None, "weight": 0.3}]
+    fake.will_answer(200, {"generated_text": "a", "task_id": None, "version": None, "mix": parts})
+    answer = ask("generate", mix, "name : X")
+    assert fake.received[0].json["task_id"] == mix
+    assert [(part.task_id, part.version, part.weight) for part in answer.mix] == [("e2e", 2, 0.7), (None, None, 0.3)]
+
+
+def test_a_version_is_uploaded_unserved_and_given_its_share(fake, ask):
+    fake.will_answer(200, {"task_id": "e2e", **VERSION})
+    fake.will_answer(200, {"task_id": "e2e", **VERSION})
+    fake.will_answer(200, {**TASK, "traffic": {"1": 0.9, "2": 0.1}})
+    fake.will_answer(200, {**TASK, "traffic": None})
+    ask("upload", "e2e", b"x", serve=False)
+    ask("upload_text", "e2e", "x", serve=False)
+    assert [received.target for received in fake.received] == ["/tasks/e2e?serve=false"] * 2
+    assert ask("split_traffic", "e2e", {1: 0.9, 2: 0.1}).traffic == {1: 0.9, 2: 0.1}
+    assert ask("split_traffic", "e2e", None).traffic == {}
+    assert [received.json for received in fake.received[2:]] == [{"traffic": {"1": 0.9, "2": 0.1}}, {"traffic": None}]
+
+
 def test_a_download_gives_the_stored_bytes(fake, ask):
     fake.will_answer(200, b"\x00\xff")
     assert ask("download", "e2e", version=2) == b"\x00\xff"
@@ -203,4 +225,11 @@ def test_a_clients_method_tells_its_name_its_parameters_and_what_it_does(kind):
     upload = kind().upload
     assert upload.__name__ == "upload"
     assert "next version" in inspect.getdoc(upload)
-    assert list(inspect.signature(upload).parameters) == ["task", "file", "progress", "if_match", "if_none_match"]
+    assert list(inspect.signature(upload).parameters) == [
+        "task",
+        "file",
+        "serve",
+        "progress",
+        "if_match",
+        "if_none_match",
+    ]

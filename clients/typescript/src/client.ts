@@ -8,6 +8,8 @@ type Schemas = components["schemas"];
 
 /** `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`, `stop`, `num_beams`, `details` … */
 export type Parameters = Schemas["GenerateParameters"];
+/** A task's id, `{ mix: { poet: 0.7, clerk: 0.3 } }`, or null for the bare backbone. */
+export type TaskOrMix = string | Schemas["TaskMix"] | null;
 export type Generation = Schemas["GenerateAnswer"];
 export type Token = Schemas["TokenAnswer"];
 export type Details = Schemas["DetailsAnswer"];
@@ -45,9 +47,9 @@ export class Client {
     this.#fetch = options.fetch ?? fetch.bind(globalThis);
   }
 
-  /** Continue `inputs` as `task` does; null is the bare backbone. */
+  /** Continue `inputs` as `task` does, or as a mix of several does; null is the bare backbone. */
   async generate(
-    task: string | null,
+    task: TaskOrMix,
     inputs: string,
     parameters: Parameters = {},
     options: RequestOptions = {},
@@ -62,7 +64,7 @@ export class Client {
 
   /** As `generate`, token by token. The request goes out with the first `next`; leaving the loop ends it. */
   async *stream(
-    task: string | null,
+    task: TaskOrMix,
     inputs: string,
     parameters: Parameters = {},
     options: RequestOptions = {},

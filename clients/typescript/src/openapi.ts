@@ -99,7 +99,11 @@ export interface paths {
         };
         /** Read Task */
         get: operations["read_task_tasks__task_id__get"];
-        /** Upload */
+        /**
+         * Upload
+         * @description The task's next version, which gets all its requests from now on. With `serve=false` it gets none until a PATCH
+         *     says so; the first version of a new task is served in any case.
+         */
         put: operations["upload_tasks__task_id__put"];
         /** Generate List With Task */
         post: operations["generate_list_with_task_tasks__task_id__post"];
@@ -732,7 +736,10 @@ export interface components {
             /** Error Type */
             error_type: string;
         };
-        /** GenerateAnswer */
+        /**
+         * GenerateAnswer
+         * @description `mix` where several tasks were asked, in the place of `task_id` and `version`.
+         */
         GenerateAnswer: {
             /** Generated Text */
             generated_text: string;
@@ -740,6 +747,8 @@ export interface components {
             task_id: string | null;
             /** Version */
             version: number | null;
+            /** Mix */
+            mix?: components["schemas"]["MixedTaskAnswer"][] | null;
             details?: components["schemas"]["DetailsAnswer"] | null;
         };
         /**
@@ -832,6 +841,18 @@ export interface components {
             tokens_per_minute: number | null;
             /** Max Queued */
             max_queued: number | null;
+        };
+        /**
+         * MixedTaskAnswer
+         * @description One part of a mix, the bare backbone without a name.
+         */
+        MixedTaskAnswer: {
+            /** Task Id */
+            task_id: string | null;
+            /** Version */
+            version: number | null;
+            /** Weight */
+            weight: number;
         };
         /**
          * ModelAnswer
@@ -932,13 +953,15 @@ export interface components {
         };
         /**
          * ScoreAnswer
-         * @description In the order of the continuations.
+         * @description In the order of the continuations. `mix` as in an answer of `/generate`.
          */
         ScoreAnswer: {
             /** Task Id */
             task_id: string | null;
             /** Version */
             version: number | null;
+            /** Mix */
+            mix?: components["schemas"]["MixedTaskAnswer"][] | null;
             /** Scores */
             scores: components["schemas"]["ContinuationAnswer"][];
         };
@@ -986,13 +1009,19 @@ export interface components {
         };
         /**
          * TaskAnswer
-         * @description `public`: whether every tenant may use it. `quarantined` says why a version was taken out of service.
+         * @description `version` is the served one; where `traffic` is not null, each request's version is drawn by its weights instead.
+         *
+         *     `public`: whether every tenant may use it. `quarantined` says why a version was taken out of service.
          */
         TaskAnswer: {
             /** Task Id */
             task_id: string;
             /** Version */
             version: number;
+            /** Traffic */
+            traffic: {
+                [key: string]: number;
+            } | null;
             /** Public */
             public: boolean;
             /**
@@ -1356,7 +1385,7 @@ export interface components {
              * Task Id
              * @default null
              */
-            task_id?: string | null;
+            task_id?: string | components["schemas"]["TaskMix"] | null;
             /**
              * Stream
              * @default null
@@ -1644,7 +1673,7 @@ export interface components {
              * Task Id
              * @default null
              */
-            task_id?: string | null;
+            task_id?: string | components["schemas"]["TaskMix"] | null;
             /**
              * Details
              * @default null
@@ -1658,6 +1687,19 @@ export interface components {
              * @default null
              */
             include_usage?: boolean | null;
+        };
+        /**
+         * TaskMix
+         * @description Several tasks at once, by name, with their weights, which are relative to their sum. `base` is the bare backbone.
+         *
+         *     Each has a row of its own that reads the same prompt, and the next token is chosen from the weighted mean of their
+         *     next-token distributions. So log-probabilities and penalties are the mixture's. Not with beams.
+         */
+        TaskMix: {
+            /** Mix */
+            mix: {
+                [key: string]: number;
+            };
         };
         /**
          * TaskParameters
@@ -1735,13 +1777,24 @@ export interface components {
              */
             truncate?: number | null;
         };
-        /** TaskPatch */
+        /**
+         * TaskPatch
+         * @description `version`: serve it from now on. `traffic`: draw each request's version by these weights, which are relative to
+         *     their sum, until an upload, another `version` or null ends it.
+         */
         TaskPatch: {
             /**
              * Version
              * @default null
              */
             version?: number | null;
+            /**
+             * Traffic
+             * @default null
+             */
+            traffic?: {
+                [key: string]: number;
+            } | null;
             /** @default null */
             config?: components["schemas"]["ConfigPatch"] | null;
             /**
@@ -2647,7 +2700,9 @@ export interface operations {
     };
     upload_tasks__task_id__put: {
         parameters: {
-            query?: never;
+            query?: {
+                serve?: boolean;
+            };
             header?: never;
             path: {
                 task_id: string;
