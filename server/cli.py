@@ -22,9 +22,14 @@ from pydantic import ValidationError
 
 from server.app import Loaded, ServerStartError, create_app, load
 from server.errors import Unavailable
-from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol
+from server.protocol import DeadlineProtocol
 from server.services import Services
 from server.settings import Settings
+
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
 
 ENDING_GRACE = 5  # seconds for the last answers to be written, after every request has ended
 
@@ -55,6 +60,9 @@ def serve(
     allowed_hosts: Annotated[str | None, typer.Option(help="Names to answer to, with commas; default: any")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0 …; default: auto")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16; default: auto")] = None,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic", help="The same bits for a row, whatever rows run beside it")
+    ] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Rows of a batch; default: what fits, up to 64")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context length; default: the backbone's")] = None,
     prefix_cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefixes; default: 1 GiB")] = None,
@@ -65,7 +73,8 @@ def serve(
         settings = Settings(**given)
         if settings.model is None:
             settings = settings.model_copy(update={"model": str(files("polyprefix") / "pocket")})
-        exit_code = asyncio.run(run(settings))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            exit_code = runner.run(run(settings))
     except (ServerStartError, ValidationError, OSError) as error:
         typer.echo(f"polyprefix serve: {error}", err=True)
         sys.exit(1)
@@ -98,7 +107,6 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_level="error",  # what clients send wrong is no news
         server_header=False,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_graceful_shutdown=int(settings.drain_timeout) + ENDING_GRACE,
     )
 
@@ -140,7 +148,8 @@ def _give_up(services: Services) -> None:
 def bind(host: str, port: int) -> socket.socket:
     """Bound before the model is loaded, so that a taken port is told at once; nobody listens until it can answer."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it each body waits 40 ms for the head's ACK.
+    # asyncio, unlike uvloop, sets TCP_NODELAY only where the protocol is named; without it each body waits 40 ms for
+    # the head's ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

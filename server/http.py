@@ -22,15 +22,15 @@ from server.error_bodies import error_body
 from server.errors import ERRORS, BadRequest, InvalidValue, TooLarge, UnsupportedMediaType, headers_of, kind_of
 
 METHOD_NOT_ALLOWED = 405
-REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def choose_request_id(given: str | None) -> str:
+def choose_request_id(given: bytes | None) -> str:
     """The caller's own `x-request-id` if it is short and printable, else a fresh one."""
-    return given if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def request_id_of(request: Request) -> str:

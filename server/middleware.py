@@ -4,9 +4,9 @@ Pure ASGI, so that streams pass through untouched. Knows nothing of what the rou
 """
 
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,12 +19,13 @@ from server.services import Services
 CLIENT_LEFT = 499  # nginx' number for it; nobody is there to read it
 MAX_UNREAD_BYTES = 64 << 10
 PROBES = frozenset({"/health", "/ready", "/ping"})  # asked by address, by machines that know no name
-BROWSER_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",  # unless an answer says otherwise
-}
+BROWSER_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),  # unless an answer says otherwise
+)
+RawHeaders = Mapping[bytes, bytes]  # of a request; where two have one name, the last
 
 
 class RequestMiddleware:
@@ -36,7 +37,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = choose_request_id(Headers(scope=scope).get("x-request-id"))
+        headers: RawHeaders = dict(scope["headers"])
+        request_id = choose_request_id(headers.get(b"x-request-id"))
         arrived_at = time.monotonic()
         scope.setdefault("state", {}).update(request_id=request_id, arrived_at=arrived_at)
         services: Services = scope["app"].state.services
@@ -46,18 +48,18 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                if _is_much_unread(scope, paced):
-                    headers["connection"] = "close"
-                for name, value in BROWSER_HEADERS.items():
-                    headers.setdefault(name, value)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    *_missing_browser_headers(message["headers"]),
+                ]
+                if _is_much_unread(headers, paced):
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         paced = PacedBody(receive, services.settings.body_timeout)
         try:
-            _check_framing(scope)
-            _check_host(services, scope)
+            _check_host(services, scope, headers)
             await self._admission.check(scope)
             await self._app(scope, paced, send_with_id)
         except ClientDisconnect:
@@ -72,27 +74,25 @@ class RequestMiddleware:
             _record(services, scope, request_id, status or CLIENT_LEFT, time.monotonic() - arrived_at)
 
 
-def _is_much_unread(scope: Scope, body: PacedBody) -> bool:
+def _missing_browser_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    names = {name for name, _ in headers}
+    return ((name, value) for name, value in BROWSER_HEADERS if name not in names)
+
+
+def _is_much_unread(headers: RawHeaders, body: PacedBody) -> bool:
     """Whether an answer comes before a body that is too large to be read for nothing, only to keep the connection."""
-    headers = Headers(scope=scope)
-    declared = headers.get("content-length", "0")
-    is_much = "transfer-encoding" in headers or int(declared) > MAX_UNREAD_BYTES
+    is_much = b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > MAX_UNREAD_BYTES
     return is_much and not body.is_whole
 
 
-def _check_framing(scope: Scope) -> None:
-    """Raise `BadRequest` for two ways to tell a body's end: a proxy in front may have believed the other one."""
-    headers = Headers(scope=scope)
-    if "transfer-encoding" in headers and "content-length" in headers:
-        raise BadRequest("the request has both Content-Length and Transfer-Encoding; send one")
-
-
-def _check_host(services: Services, scope: Scope) -> None:
+def _check_host(services: Services, scope: Scope, headers: RawHeaders) -> None:
     """Raise `BadRequest` for a name that the operator does not know, which a page elsewhere may have invented."""
     names = services.settings.host_names
-    host = Headers(scope=scope).get("host", "")
+    if not names or scope["path"] in PROBES:
+        return
+    host = headers.get(b"host", b"").decode("latin-1")
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
-    if names and scope["path"] not in PROBES and name.lower() not in names:
+    if name.lower() not in names:
         raise BadRequest("this server does not answer to the name in the Host header")
 
 

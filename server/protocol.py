@@ -1,35 +1,47 @@
-"""uvicorn's HTTP/1.1 with the deadlines and limits that it lacks, on one connection.
+"""uvicorn's HTTP/1.1 with the deadlines, limits and strictness that it lacks, on one connection.
 
-Knows bytes, timers and h11's states. Knows nothing of routes.
+Knows bytes, timers and where requests begin and end. Knows nothing of routes.
 
-A connection is closed when a request's headers do not come in time, from its first byte or from the connection's
-beginning, and when a request that was answered before its body came keeps sending it.
+A request's head is parsed once it is whole, and not before the request in front of it was answered. A connection is
+closed when a head does not come in time, from its first byte or from the connection's beginning, and when a request
+that was answered before its body came keeps sending it.
 """
 
 import asyncio
 import json
-import sys
+import re
+from functools import partial
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+import httptools
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEADER_BYTES = 16 << 10
-# h11 compares with its limit only when it needs more: fed in small pieces, headers cannot be far over it.
-PIECE_BYTES = 1 << 10
-REFUSALS = {
-    431: {"error": f"the headers are larger than {MAX_HEADER_BYTES} bytes", "error_type": "headers_too_large"},
-    400: {"error": "this is not HTTP/1.1", "error_type": "bad_request"},
-}
+END_OF_CHUNKS = b"\r\n\r\n"
+END_OF_HEAD = re.compile(rb"\n\r?\n")  # what lacks a CR is for llhttp to refuse, at once
+# llhttp also reads empty lines before it, more spaces, HTTP/0.9 and 2.0, RTSP and ICE; CONNECT would end HTTP.
+REQUEST_LINE = re.compile(rb"(?!CONNECT )[!-~]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
+BEGUN_REQUEST_LINE = re.compile(rb"[ -~]*\r?")
+# Nothing else is spoken here, which a client must bear (RFC 9110, 7.8); llhttp would leave the body to the other one.
+UPGRADE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*", re.IGNORECASE)
+ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
 
 
-class DeadlineProtocol(H11Protocol):
+class Forbidden(Exception):
+    """What HTTP/1.1 forbids and llhttp lets through."""
+
+
+class DeadlineProtocol(HttpToolsProtocol):
     """Made by uvicorn, one for each connection, with `header_timeout` in seconds beside its own arguments."""
 
     def __init__(self, *arguments: Any, header_timeout: float, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._header_timeout = header_timeout
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread = bytearray()
+        self._num_body_bytes: int | None = 0  # still to come; None where the body is chunked
+        self._num_framing_bytes = 0  # since the last byte of a chunked body: lengths, extensions, trailers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,39 +52,116 @@ class DeadlineProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        while data and not self.transport.is_closing():
-            num_bytes = PIECE_BYTES if self.conn.their_state is h11.IDLE else len(data)
-            self._receive(data[:num_bytes])
-            data = data[num_bytes:]
+        self._unset_keepalive_if_required()
+        self._unread += data
+        self._read()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._num_body_bytes == 0:  # else it is a trailer, which nobody reads
+            super().on_header(name, value.rstrip(b" \t"))
+
+    def on_headers_complete(self) -> None:
+        self._num_body_bytes = self._body_length()
+        self._num_framing_bytes = 0
+        self._unset_keepalive_if_required()  # the head may have waited, and its connection have been idle since
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_framing_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_body_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # answered early: what is still to come is not waited for long
-            self._set_deadline()
+        if not self.transport.is_closing():
+            self._read()
 
-    def send_400_response(self, msg: str) -> None:
-        """As JSON, with the status that h11 has for what it could not read; called while its error is handled."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.abort()  # an answer has begun: nothing else can be said
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        is_old = cycle.scope["http_version"] == "1.0"
+        super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
+
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _read(self) -> None:
+        """Parse what has come, and see to it that what has not will not be waited for too long."""
+        while self._unread and not self.transport.is_closing() and (part := self._next_part()):
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserError as error:
+                reason = error.__context__ if isinstance(error.__context__, Forbidden) else error
+                self._refuse(400, f"this is not HTTP/1.1: {reason}")
+        if self._is_answering:
+            self._clear_deadline()  # from here on the body has its own
+        elif self._unread or self._num_body_bytes != 0:
+            self._set_deadline()
+        elif self.cycle is not None:
+            self._clear_deadline()
+
+    def _next_part(self) -> bytes:
+        """Take what can be parsed: a whole head, or what is there of a body; never anything of the next request."""
+        if self._num_body_bytes is None:
+            return self._take(self._size_of_chunks())
+        if self._num_body_bytes > 0:
+            part = self._take(self._num_body_bytes)
+            self._num_body_bytes -= len(part)
+            return part
+        if self._is_answering:
+            self.flow.pause_reading()
+            return b""
+        return UPGRADE.sub(b"", self._take(self._size_of_head()))
+
+    def _take(self, size: int) -> bytes:
+        part = bytes(self._unread[:size])
+        del self._unread[:size]
+        return part
+
+    def _size_of_head(self) -> int:
+        """Zero until it is whole."""
+        if not (REQUEST_LINE.match(self._unread) or BEGUN_REQUEST_LINE.fullmatch(self._unread)):
+            self._refuse(400, "this is not HTTP/1.1: it does not begin with a request line")
+            return 0
+        end = END_OF_HEAD.search(self._unread, 0, MAX_HEADER_BYTES)
+        if end is None and len(self._unread) >= MAX_HEADER_BYTES:
+            self._refuse(431, f"the headers are larger than {MAX_HEADER_BYTES} bytes")
+        return 0 if end is None else end.end()
+
+    def _size_of_chunks(self) -> int:
+        """Up to where the body may end, but for what may be the beginning of that."""
+        if self._num_framing_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, f"there are more than {MAX_HEADER_BYTES} bytes between two of the body's")
+            return 0
+        end = self._unread.find(END_OF_CHUNKS)
+        size = max(len(self._unread) - len(END_OF_CHUNKS) + 1, 0) if end < 0 else end + len(END_OF_CHUNKS)
+        self._num_framing_bytes += size
+        return size
+
+    def _body_length(self) -> int | None:
+        """By the request's headers, None where it is chunked. Raises `Forbidden`."""
+        names = [name for name, _ in self.headers]
+        is_old = self.parser.get_http_version() == "1.0"
+        if names.count(b"host") != 1 and not (is_old and b"host" not in names):
+            raise Forbidden("there must be one Host header")
+        fields = dict(self.headers)
+        if b"transfer-encoding" not in fields:
+            return int(fields.get(b"content-length", b"0"))
+        if is_old or names.count(b"transfer-encoding") > 1 or fields[b"transfer-encoding"].lower() != b"chunked":
+            raise Forbidden("Transfer-Encoding can only be chunked")
+        return None
+
+    def _refuse(self, status: int, reason: str) -> None:
+        """Say so, unless an answer has begun already, and close."""
+        if self._num_body_bytes != 0 and self.cycle.response_started:
+            self.transport.abort()
             return
-        hint = getattr(sys.exception(), "error_status_hint", 400)
-        status = hint if hint in REFUSALS else 400
-        body = json.dumps(REFUSALS[status]).encode()
-        headers = [("content-type", "application/json"), ("connection", "close"), ("content-length", str(len(body)))]
-        for event in (
-            h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status]),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        body = json.dumps({"error": reason, "error_type": ERROR_TYPES[status]}).encode()
+        head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
-
-    def _receive(self, piece: bytes) -> None:
-        super().data_received(piece)
-        if self.cycle is None or self.cycle.response_complete:
-            self._set_deadline()
-        else:
-            self._clear_deadline()  # the headers are there; from here on the body has its own deadline
 
     def _set_deadline(self) -> None:
         if self._deadline is None:
@@ -86,3 +175,20 @@ class DeadlineProtocol(H11Protocol):
     def _close(self) -> None:
         self._deadline = None
         self.transport.abort()
+
+
+async def _unchunked(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:
+    """HTTP/1.0 has neither 100 nor chunks: an answer that does not tell its length ends with its connection."""
+    tells_length = True
+    cycle.waiting_for_100_continue = False
+
+    async def send_unchunked(message: Message) -> None:
+        nonlocal tells_length
+        if message["type"] == "http.response.start":
+            tells_length = any(name == b"content-length" for name, _ in message["headers"])
+            cycle.chunked_encoding = None if tells_length else False
+        elif not tells_length:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    await app(scope, receive, send_unchunked)
