@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from batching.checks import Capacity, check_request
-from batching.types import Abort, Compiled, RequestError
+from batching.types import Abort, Compiled, Request, RequestError
+from prefix_store.prefix import Prefix
 from server.channel import LoopChannel
 from server.engine_messages import Death, Pulse, Work
 from server.errors import ServerError, Unavailable
 from server.mailboxes import Mailbox
 from server.room import Room
+from server.sent_prefixes import SentPrefixes
 
 LOOK_AFTER = 0.01  # seconds past the moment of stalling, so that a look at that moment cannot come too early
 
@@ -54,7 +56,9 @@ class AsyncEngine:
         self._on_pulse = on_pulse
         self._on_death = on_death
         self._channel = LoopChannel(self._hear, self._lost)
+        self._prefixes = SentPrefixes(self._channel.send)
         self._mailboxes: dict[str, Mailbox] = {}
+        self._used: dict[str, tuple[Prefix | None, ...]] = {}  # by the requests that have mailboxes
         self._num_sent = 0
         self._waits_since: float | None = None  # for the engine's next word; None while it has nothing to do
         self._watch: asyncio.TimerHandle | None = None
@@ -110,6 +114,8 @@ class AsyncEngine:
         mailbox = Mailbox(tenant, num_rows)
         for work in works:
             self._mailboxes[work.request_id] = mailbox
+            self._used[work.request_id] = work.prefixes if isinstance(work, Request) else ()
+            self._prefixes.use(self._used[work.request_id])
             self.room.take(tenant, num_rows)
         self._send(*works)
         try:
@@ -119,25 +125,25 @@ class AsyncEngine:
 
     def abort(self, *request_ids: str) -> None:
         """Free what these works hold; one that has ended is ignored."""
-        open_ids = [request_id for request_id in request_ids if self._forget(request_id)]
+        open_ids = [request_id for request_id in request_ids if request_id in self._mailboxes]
         if open_ids:
             self._send(*map(Abort, open_ids))
+        for request_id in open_ids:
+            self._forget(request_id)
 
     def fail_all(self, error: ServerError) -> None:
         """End every open request with `error`; their readers then abort them."""
         for mailbox in self._mailboxes.values():
             mailbox.fail(error)
 
-    def _forget(self, request_id: str) -> bool:
-        """False if it was forgotten before: its last letter has come."""
-        mailbox = self._mailboxes.pop(request_id, None)
-        if mailbox is not None:
-            self.room.give_back(mailbox.tenant, mailbox.num_rows)
-        return mailbox is not None
+    def _forget(self, request_id: str) -> None:
+        mailbox = self._mailboxes.pop(request_id)
+        self._prefixes.leave(self._used.pop(request_id))
+        self.room.give_back(mailbox.tenant, mailbox.num_rows)
 
     def _send(self, *items: Work | Abort) -> None:
         """The engine takes them in one step."""
-        self._channel.send(items)
+        self._channel.send(items, self._prefixes.number_of)
         self._num_sent += len(items)
         self._waits_since = self._waits_since or time.monotonic()
         self._watch_over()

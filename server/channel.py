@@ -1,9 +1,11 @@
 """Whole messages between the server and its engine's process, over a stream socket: one end waits, one end never does.
 
-Knows bytes and pickles, since each side trusts the other: it is the same program. Knows nothing of what is said.
+Knows bytes and pickles, since each side trusts the other: it is the same program. Knows nothing of what is said, but
+that some objects are known to both sides and go over by their numbers.
 """
 
 import asyncio
+import io
 import pickle
 import select
 import socket
@@ -12,6 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 HEADER = struct.Struct("!Q")  # how many bytes the message has
+Number = Callable[[object], int | None]  # of an object that the other side knows; None for all others
+
+
+def has_no_number(_: object) -> None:
+    return None
 
 
 class Channel:
@@ -19,6 +26,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self.known: dict[int, object] = {}  # what comes as its number
 
     def send(self, message: object) -> None:
         """Raises `OSError` where nobody is left to read it."""
@@ -27,7 +35,9 @@ class Channel:
     def receive(self) -> Any:
         """The next message. Raises `EOFError` where the other side has ended."""
         (num_bytes,) = HEADER.unpack(self._read(HEADER.size))
-        return pickle.loads(self._read(num_bytes))
+        unpickler = pickle.Unpickler(io.BytesIO(self._read(num_bytes)))
+        unpickler.persistent_load = self.known.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
 
     @property
     def has_message(self) -> bool:
@@ -53,10 +63,10 @@ class LoopChannel(asyncio.Protocol):
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
 
-    def send(self, message: object) -> None:
+    def send(self, message: object, number_of: Number = has_no_number) -> None:
         """Nothing happens where the other side has ended."""
         if self._transport is not None:
-            self._transport.write(packed(message))
+            self._transport.write(packed(message, number_of))
 
     def close(self) -> None:
         if self._transport is not None:
@@ -81,6 +91,12 @@ class LoopChannel(asyncio.Protocol):
         self._on_end()
 
 
-def packed(message: object) -> bytes:
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    return HEADER.pack(len(data)) + data
+def packed(message: object, number_of: Number = has_no_number) -> bytes:
+    data = io.BytesIO()
+    pickler = pickle.Pickler(data, pickle.HIGHEST_PROTOCOL)
+    pickler.persistent_id = number_of  # type: ignore[method-assign]
+    data.seek(HEADER.size)
+    pickler.dump(message)
+    data.seek(0)
+    data.write(HEADER.pack(data.getbuffer().nbytes - HEADER.size))
+    return data.getvalue()

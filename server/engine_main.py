@@ -23,7 +23,18 @@ from batching.types import Abort, RequestError, StepStats
 from prefix_store.prefix import BackboneSpec
 from server.channel import Channel
 from server.constraints import GrammarFollower
-from server.engine_messages import Allocate, BackboneFacts, Death, Letter, LoadBackbone, Pulse, StartFailure, Work
+from server.engine_messages import (
+    Allocate,
+    BackboneFacts,
+    Death,
+    Drop,
+    Keep,
+    Letter,
+    LoadBackbone,
+    Pulse,
+    StartFailure,
+    Work,
+)
 from server.tokenizer_loading import load_tokenizer
 
 
@@ -75,7 +86,13 @@ class EngineLoop:
         """All that is there; where there is nothing to do, at least one message."""
         items: list[Work | Abort] = []
         while self._channel.has_message or not (items or self._engine.has_work):
-            items += self._channel.receive()
+            message = self._channel.receive()
+            if isinstance(message, Keep):
+                self._channel.known[message.number] = message.prefix
+            elif isinstance(message, Drop):
+                del self._channel.known[message.number]
+            else:
+                items += message
         self._num_taken += len(items)
         return items
 

@@ -1,14 +1,15 @@
 """What the server and its engine's process say to each other, beside the requests themselves: plain frozen values.
 
 First `LoadBackbone`, answered by `BackboneFacts`; then `Allocate`, answered by `batching.checks.Capacity`; in place of
-either `StartFailure`. Then lists of works and `Abort`s one way, `Pulse`s the other; `Death` is the last word.
+either `StartFailure`. Then works and `Abort`s one way, many in one message, with `Keep` and `Drop` for the prefixes that
+they have; `Pulse`s the other. `Death` is the last word.
 """
 
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from batching.types import Compile, Compiled, Request, StepOutput, StepStats
-from prefix_store.prefix import BackboneSpec
+from prefix_store.prefix import BackboneSpec, Prefix
 
 Work: TypeAlias = Request | Compile
 Letter: TypeAlias = StepOutput | Compiled
@@ -49,6 +50,21 @@ class Allocate:
 @dataclass(frozen=True, slots=True)
 class StartFailure:
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """From now on `number` stands for this prefix."""
+
+    number: int
+    prefix: Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """No request that follows has it."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)

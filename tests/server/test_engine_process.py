@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from prefix_store.prefix import Prefix
 from server.channel import HEADER, Channel, LoopChannel, packed
-from server.engine_messages import LoadBackbone
+from server.engine_messages import Drop, Keep, LoadBackbone
 from server.engine_process import EngineProcess, EngineStartError
+from server.sent_prefixes import SentPrefixes
 from tests.child_processes import child_pids
 from tests.server.test_process import Launch, Process, launch
 
@@ -127,3 +130,30 @@ def test_whoever_waits_hears_that_the_other_side_has_ended() -> None:
         assert channel.receive() == "last"
         with pytest.raises(EOFError):
             channel.receive()
+
+
+def test_a_prefix_goes_over_once_while_any_request_has_it() -> None:
+    a, b = (Prefix(torch.zeros(1, 2, 3, 1, 8), "f" * 64, "prefix") for _ in range(2))
+    told: list[Keep | Drop] = []
+    sent = SentPrefixes(told.append)
+    sent.use([a, None, b])
+    sent.use([a])
+    assert told == [Keep(0, a), Keep(1, b)]
+    sent.leave([a, None, b])
+    assert told[2:] == [Drop(1)]
+    assert [sent.number_of(each) for each in (a, b, "a")] == [0, None, None]
+    sent.leave([a])
+    sent.use([a])
+    assert told[3:] == [Drop(0), Keep(2, a)]
+
+
+def test_what_both_sides_know_goes_over_as_its_number() -> None:
+    ours, theirs = socket.socketpair()
+    large = b"x" * 100_000
+    with ours, theirs:
+        channel = Channel(theirs)
+        channel.known[7] = large
+        message = packed(["a", large], lambda thing: 7 if thing is large else None)
+        assert len(message) < 100
+        ours.sendall(message)
+        assert channel.receive()[1] is large
