@@ -1,8 +1,8 @@
 """What the server and its engine's process say to each other, beside the requests themselves: plain frozen values.
 
 First `LoadBackbone`, answered by `BackboneFacts`; then `Allocate`, answered by `batching.checks.Capacity`; in place of
-either `StartFailure`. Then works and `Abort`s one way, many in one message, with `Keep` and `Drop` for the prefixes they
-have; `Pulse`s the other. `Death` is the last word.
+either `StartFailure`. Then works and `Abort`s one way, many in one message, with `Keep` and `Drop` for the prefixes
+they have; `Pulse`s the other. `Death` is the last word.
 """
 
 from dataclasses import dataclass
