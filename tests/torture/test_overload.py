@@ -115,7 +115,11 @@ def test_slow_clients_do_not_slow_others(tmp_path: Path, report: dict[str, float
         stream = generate("task", num_new_tokens=200, stream=True)
 
         async def read() -> None:
-            await (await Connection.to(server.port)).ask(stream)
+            connection = await Connection.to(server.port)
+            try:
+                await connection.ask(stream)
+            finally:
+                connection.close()
 
         alone: list[float] = []
         beside: list[float] = []
