@@ -3,9 +3,10 @@
 GPT-2 small's shape with random weights, prefix 10, prompt 32, 64 new tokens, greedy unless said, the end-of-text token
 forbidden. Each figure is the median of ratios of what was interleaved within this one process.
 
-Step by step, each decode step beside the products of as many rows (all blocks' and the head's, `benchmarks.products`):
+Step by step, each decode step beside the products of as many rows (all blocks' and the head's, `benchmarks.products`);
+all of a row's positions but its last are its prefix, so that all rows decode from the first step on:
 
-- `decode_vs_matmul_{1,8,32,64}`: the products' seconds over the step's;
+- `decode_vs_matmul_{1,8,32,64}`: the products' seconds over the step's, at positions 42 to 105;
 - `decode_vs_matmul_32_context_512`: the same about position 512, with one plain read of the same cache added to the
   products.
 
@@ -46,13 +47,13 @@ NUM_VIRTUAL_TOKENS = 10
 NUM_PROMPT_TOKENS = 32
 NUM_NEW_TOKENS = 64
 NUM_SEQUENTIAL = 4
-LONG_PROMPT_TOKENS = 470  # with the prefix and the new tokens, about position 512
+SHORT, LONG = 41, 479  # positions before the prompt's only token, where steps are measured
 SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
 
 
-def make_prefix(config: GPT2Config, seed: int) -> Prefix:
+def make_prefix(config: GPT2Config, seed: int, num_virtual_tokens: int = NUM_VIRTUAL_TOKENS) -> Prefix:
     generator = torch.Generator().manual_seed(seed)
-    size = (config.n_layer, 2, NUM_VIRTUAL_TOKENS, config.n_head, config.n_embd // config.n_head)
+    size = (config.n_layer, 2, num_virtual_tokens, config.n_head, config.n_embd // config.n_head)
     return Prefix(torch.randn(size, generator=generator), revision=str(seed), kind="prefix")
 
 
@@ -115,17 +116,20 @@ def interleaved(runs: dict[str, Callable[[], float]], num_pairs: int) -> dict[st
     return measured
 
 
-def of_steps(small: Small, requests: list[Request], long_requests: list[Request]) -> dict[str, list[float]]:
+def of_steps(small: Small) -> dict[str, list[float]]:
     """The ratios of decode steps, by figure."""
-    products = Products(small.model)
+    config, products = small.model.config, Products(small.model)
+    short, long = (
+        make_requests([make_prefix(config, seed, length) for seed in range(num_rows)], config.vocab_size, 1)
+        for length, num_rows in ((SHORT, MAX_ROWS), (LONG, NUM_ROWS))
+    )
     ratios: dict[str, list[float]] = {}
     for num_rows in (1, 8, NUM_ROWS, MAX_ROWS):
-        decode_vs_matmul(small.engine, requests[:num_rows], products.seconds)  # for warmth
-        found = decode_vs_matmul(small.engine, requests[:num_rows], products.seconds)
+        decode_vs_matmul(small.engine, short[:num_rows], products.seconds)  # for warmth
+        found = decode_vs_matmul(small.engine, short[:num_rows], products.seconds)
         ratios[f"decode_vs_matmul_{num_rows}"] = found
 
-    num_positions = NUM_VIRTUAL_TOKENS + LONG_PROMPT_TOKENS + NUM_NEW_TOKENS
-    engine = Engine(small.engine.backbone, NUM_ROWS, num_positions)
+    engine = Engine(small.engine.backbone, NUM_ROWS, LONG + 1 + NUM_NEW_TOKENS)
     same_bytes = torch.zeros_like(engine.cache.keys[..., :512, :])  # of keys; the values are as many
 
     def products_and_read(num_rows: int) -> float:
@@ -135,7 +139,7 @@ def of_steps(small: Small, requests: list[Request], long_requests: list[Request]
         same_bytes.sum()
         return seconds + time.perf_counter() - started_at
 
-    found = decode_vs_matmul(engine, long_requests, products_and_read)
+    found = decode_vs_matmul(engine, long, products_and_read)
     return ratios | {"decode_vs_matmul_32_context_512": found}
 
 
@@ -146,7 +150,6 @@ def main() -> None:
     prefixes = [make_prefix(model.config, seed) for seed in range(MAX_ROWS)]
     mixed, one_task = make_requests(prefixes, vocab_size), make_requests(prefixes[:1] * MAX_ROWS, vocab_size)
     sampled = make_requests(prefixes[:NUM_ROWS], vocab_size, **SAMPLED)
-    long = make_requests(prefixes[:NUM_ROWS], vocab_size, LONG_PROMPT_TOKENS)
     backbone = Backbone.from_model(model, device=args.device, dtype=small.dtype, is_deterministic=True)
     fixed = Engine(backbone, NUM_ROWS, MAX_MODEL_LEN)
     turns = itertools.cycle(range(0, NUM_ROWS, NUM_SEQUENTIAL))
@@ -155,7 +158,7 @@ def main() -> None:
         first = next(turns)
         return requests_per_second_of_transformers(model, mixed[first : first + NUM_SEQUENTIAL])
 
-    ratios = of_steps(small, mixed, long)
+    ratios = of_steps(small)
     runs: dict[str, Callable[[], float]] = {
         "mixed tasks": lambda: requests_per_second_of_engine(engine, mixed[:NUM_ROWS]),
         "one task": lambda: requests_per_second_of_engine(engine, one_task[:NUM_ROWS]),
