@@ -38,7 +38,7 @@ from batching.types import Request, SamplingParams
 from benchmarks.alone import generate_alone
 from benchmarks.products import Products
 from benchmarks.report import finish
-from benchmarks.small import MAX_MODEL_LEN, Small, make_small, parse_arguments
+from benchmarks.small import MAX_MODEL_LEN, Small, make_small, parse_arguments, seconds_of
 from prefix_store.prefix import Prefix
 
 NUM_ROWS = 32
@@ -85,14 +85,7 @@ def decode_vs_matmul(engine: Engine, requests: list[Request], products: Callable
 
 
 def requests_per_second_of_engine(engine: Engine, requests: list[Request]) -> float:
-    started_at = time.perf_counter()
-    for request in requests:
-        engine.add_request(request)
-    num_tokens = 0
-    while engine.has_work:
-        num_tokens += sum(len(output.new_token_ids) for output in engine.step() if hasattr(output, "new_token_ids"))
-    assert num_tokens == len(requests) * NUM_NEW_TOKENS, num_tokens
-    return len(requests) / (time.perf_counter() - started_at)
+    return len(requests) / seconds_of(engine, requests)
 
 
 def requests_per_second_of_transformers(model: GPT2LMHeadModel, requests: list[Request]) -> float:

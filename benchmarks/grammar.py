@@ -14,16 +14,15 @@ import itertools
 import json
 import random
 import statistics
-import time
 from dataclasses import replace
 from importlib.resources import files
 
 from transformers import GPT2Config
 
 from batching.engine import Engine
-from batching.types import Request, SamplingParams, StepOutput
+from batching.types import Request, SamplingParams
 from benchmarks.report import finish
-from benchmarks.small import make_small, parse_arguments
+from benchmarks.small import make_small, parse_arguments, seconds_of
 from server.constraints import GrammarFollower
 from server.grammar_compiler import Grammar
 from server.kept_grammars import OwnGrammar
@@ -73,14 +72,7 @@ def make_requests(vocab_size: int, num_constrained: int) -> list[Request]:
 
 
 def tokens_per_second(engine: Engine, requests: list[Request]) -> float:
-    started_at = time.perf_counter()
-    for request in requests:
-        engine.add_request(request)
-    num_tokens = 0
-    while engine.has_work:
-        num_tokens += sum(len(output.new_token_ids) for output in engine.step() if isinstance(output, StepOutput))
-    assert num_tokens == NUM_ROWS * NUM_NEW_TOKENS, num_tokens
-    return num_tokens / (time.perf_counter() - started_at)
+    return NUM_ROWS * NUM_NEW_TOKENS / seconds_of(engine, requests)
 
 
 def main() -> None:

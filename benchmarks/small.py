@@ -4,6 +4,8 @@ Knows the command line that they share. Knows nothing of what is measured.
 """
 
 import argparse
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
 from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
+from batching.types import Request, StepOutput
 
 MAX_MODEL_LEN = 256
 
@@ -34,6 +37,19 @@ def parse_arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
+
+
+def seconds_of(engine: Engine, requests: Sequence[Request]) -> float:
+    """Run them to their ends, which are their `max_new_tokens`: from submission to the last token of all rows."""
+    started_at = time.perf_counter()
+    for request in requests:
+        engine.add_request(request)
+    num_tokens = 0
+    while engine.has_work:
+        num_tokens += sum(len(output.new_token_ids) for output in engine.step() if isinstance(output, StepOutput))
+    seconds = time.perf_counter() - started_at
+    assert num_tokens == sum(request.sampling_params.max_new_tokens for request in requests), num_tokens
+    return seconds
 
 
 def make_small(args: argparse.Namespace, num_slots: int, **options: Any) -> Small:

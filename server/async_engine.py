@@ -63,7 +63,6 @@ class AsyncEngine:
         self._waits_since: float | None = None  # for the engine's next word; None while it has nothing to do
         self._watch: asyncio.TimerHandle | None = None
         self._death: str | None = None
-        self._is_stopping = False
 
     @property
     def max_model_len(self) -> int:
@@ -83,8 +82,8 @@ class AsyncEngine:
 
     async def stop(self) -> None:
         """End the engine, whatever it is at, and every open request with an error."""
-        self._is_stopping = True
-        self.fail_all(Unavailable("the server is shutting down"))
+        self._death = self._death or "the server is shutting down"
+        self.fail_all(Unavailable(self._death))
         if self._watch is not None:
             self._watch.cancel()
         self._channel.close()
@@ -117,8 +116,8 @@ class AsyncEngine:
             self._used[work.request_id] = work.prefixes if isinstance(work, Request) else ()
             self._prefixes.use(self._used[work.request_id])
             self.room.take(tenant, num_rows)
-        self._send(*works)
         try:
+            self._send(*works)
             yield mailbox
         finally:
             self.abort(*(work.request_id for work in works))
@@ -172,7 +171,7 @@ class AsyncEngine:
         self._on_pulse(pulse)
 
     def _lost(self) -> None:
-        if not self._is_stopping and self._death is None:
+        if self._death is None:
             self._die(f"the engine's process ended with status {self._run.end()}")
 
     # ------------------------------------------------------------ health

@@ -17,6 +17,7 @@ from typing import Annotated
 import prometheus_client
 import typer
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -25,11 +26,6 @@ from server.errors import Unavailable
 from server.protocol import DeadlineProtocol
 from server.services import Services
 from server.settings import Settings
-
-if sys.platform == "win32":
-    from asyncio import new_event_loop
-else:
-    from uvloop import new_event_loop
 
 ENDING_GRACE = 5  # seconds for the last answers to be written, after every request has ended
 
@@ -73,7 +69,7 @@ def serve(
         settings = Settings(**given)
         if settings.model is None:
             settings = settings.model_copy(update={"model": str(files("polyprefix") / "pocket")})
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             exit_code = runner.run(run(settings))
     except (ServerStartError, ValidationError, OSError) as error:
         typer.echo(f"polyprefix serve: {error}", err=True)

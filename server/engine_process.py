@@ -3,7 +3,6 @@
 Knows processes. Knows nothing of what the engine does.
 """
 
-import contextlib
 import socket
 import subprocess
 import sys
@@ -48,8 +47,7 @@ class EngineProcess:
     def end(self) -> int:
         """End it where it has not ended; returns its exit status, negative that of a signal."""
         self.socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._popen.kill()  # it holds nothing that could be lost
+        self._popen.kill()  # it holds nothing that could be lost
         return self._popen.wait()
 
     def _ask(self, order: LoadBackbone | Allocate) -> Any:

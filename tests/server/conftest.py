@@ -14,14 +14,18 @@ from typing import Any
 import httpx
 import pytest
 import torch
+import uvloop
 from tokenizers import Tokenizer as Backend
+from transformers import GPT2LMHeadModel
 
+from batching.engine import Engine
+from batching.gpt2 import Backbone
 from prefix_store.formats import dump
 from prefix_store.prefix import BackboneSpec
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from server.app import Loaded, create_app
-from server.cli import Server, new_event_loop, uvicorn_config
+from server.cli import Server, uvicorn_config
 from server.engine_messages import BackboneFacts
 from server.log import make_logger
 from server.services import Services
@@ -108,7 +112,7 @@ def running(directory: Path | str, backend: Backend, engine: EchoEngine, **setti
             ending.cancel()
 
     def run() -> None:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve())
 
     thread = threading.Thread(target=run)
@@ -134,6 +138,22 @@ def start(tmp_path: Path, byte_tokenizer: Backend) -> Iterator[Callable[..., Run
         yield lambda engine=None, **settings: stack.enter_context(
             running(tmp_path / "store", byte_tokenizer, engine or EchoEngine(), **settings)
         )
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> GPT2LMHeadModel:
+    """A tiny real one, as transformers has it."""
+    return GPT2LMHeadModel.from_pretrained(tiny_model).eval()
+
+
+@pytest.fixture(scope="module")
+def real(
+    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend, model: GPT2LMHeadModel
+) -> Iterator[Running]:
+    """A server that runs it."""
+    engine: Any = Engine(Backbone.from_model(model), max_num_seqs=4)
+    with running(tmp_path_factory.mktemp("store"), byte_tokenizer, engine) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,20 @@
 """Several tasks in one request over HTTP: by name with their weights, each in the version that is served."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer as Backend
 from transformers import GPT2LMHeadModel
 
-from batching.engine import Engine
-from batching.gpt2 import Backbone
 from batching.types import MixedPrefix
 from prefix_store.formats import dump
 from prefix_store.tenants import Tenant
 from tests.batching import oracle
 from tests.batching.support import ask, make_prefix
-from tests.server.conftest import Guarded, Running, prefix_file, running
+from tests.server.conftest import Guarded, Running, prefix_file
 from tests.server.fakes import SHAPE, Gate
 
 FAILING = "\x07"  # the hand-written engine fails the last row of a mix at this token
@@ -168,29 +164,20 @@ def test_only_the_task_whose_row_failed_is_blamed(start: Callable[..., Running])
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel.from_pretrained(tiny_model).eval()
+def real_tasks(real: Running) -> Running:
+    for task_id, num_virtual_tokens in (("poet", 3), ("clerk", 7)):
+        file = dump(make_prefix(SHAPE, num_virtual_tokens).past_key_values, {})
+        assert real.http.put(f"/tasks/{task_id}", content=file).status_code == 201
+    return real
 
 
-@pytest.fixture(scope="module")
-def real(
-    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend, model: GPT2LMHeadModel
-) -> Iterator[Running]:
-    engine: Any = Engine(Backbone.from_model(model), max_num_seqs=4)
-    with running(tmp_path_factory.mktemp("store"), byte_tokenizer, engine) as server:
-        for task_id, num_virtual_tokens in (("poet", 3), ("clerk", 7)):
-            file = dump(make_prefix(SHAPE, num_virtual_tokens).past_key_values, {})
-            assert server.http.put(f"/tasks/{task_id}", content=file).status_code == 201
-        yield server
-
-
-def test_texts_and_scores_are_those_of_two_plain_models_averaged(real: Running, model: GPT2LMHeadModel) -> None:
+def test_texts_and_scores_are_those_of_two_plain_models_averaged(real_tasks: Running, model: GPT2LMHeadModel) -> None:
     mix = (MixedPrefix(make_prefix(SHAPE, 3), 0.7), MixedPrefix(make_prefix(SHAPE, 7), 0.3))
     request = replace(ask(b"the sea", max_new_tokens=8), mix=mix)
     parameters = {"max_new_tokens": 8, "details": True}
-    tokens = post(real, inputs="the sea", parameters=parameters).json()["details"]["tokens"]
+    tokens = post(real_tasks, inputs="the sea", parameters=parameters).json()["details"]["tokens"]
     assert [token["id"] for token in tokens] == oracle.generate_mixture(model, request)
     expected = oracle.mixture_log_probs(model, request, list(b" is"))[6:-1]
-    (score,) = post(real, "/score", inputs="the sea", continuations=[" is"]).json()["scores"]
+    (score,) = post(real_tasks, "/score", inputs="the sea", continuations=[" is"]).json()["scores"]
     assert score["logprob"] == pytest.approx(expected[range(3), list(b" is")].sum().item(), abs=1e-4)
     assert score["is_greedy"] == (expected.argmax(dim=-1).tolist() == list(b" is"))

@@ -1,31 +1,12 @@
 """The score route, on a tiny real model, compared with transformers; the tokens' places on the echo engine."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer as Backend
 from transformers import GPT2LMHeadModel
 
-from batching.engine import Engine
-from batching.gpt2 import Backbone
-from tests.server.conftest import Running, running
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> GPT2LMHeadModel:
-    return GPT2LMHeadModel.from_pretrained(tiny_model).eval()
-
-
-@pytest.fixture(scope="module")
-def real(
-    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Backend, model: GPT2LMHeadModel
-) -> Iterator[Running]:
-    engine: Any = Engine(Backbone.from_model(model), max_num_seqs=4)
-    with running(tmp_path_factory.mktemp("store"), byte_tokenizer, engine) as server:
-        yield server
+from tests.server.conftest import Running
 
 
 def score(server: Running, inputs: str | None, continuations: list[str], **fields: Any) -> list[dict[str, Any]]:
