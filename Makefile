@@ -12,7 +12,7 @@ TYPESCRIPT := clients/typescript
 
 venv: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py batching/kernels.cpp
+$(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py batching/kernels.cpp batching/linear.cpp
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

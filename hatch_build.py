@@ -1,7 +1,7 @@
-"""Compiles `batching/kernels.cpp` when the package is built or installed in place.
+"""Compiles the kernels of `batching/` when the package is built or installed in place.
 
-Once for each kind of x86 processor; the engine picks at start. Without a compiler, or elsewhere, nothing is built and
-torch does the same work more slowly.
+Each for the kinds of x86 processor that it is written for; the engine picks at start. Without a compiler, or elsewhere,
+nothing is built and torch does the same work more slowly.
 """
 
 import platform
@@ -11,7 +11,12 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-ARCHITECTURES = ("x86-64-v3", "x86-64-v4")  # with AVX2, with AVX-512
+# source, the library's name, its processors
+LIBRARIES = (
+    ("kernels.cpp", "kernels-avx2.so", ("-march=x86-64-v3",)),
+    ("kernels.cpp", "kernels-avx512.so", ("-march=x86-64-v4",)),
+    ("linear.cpp", "linear-avx512.so", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")),
+)
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wextra")
 
 
@@ -23,12 +28,9 @@ class KernelsHook(BuildHookInterface[Any]):
             return
         folder = Path(self.root) / "batching"
         try:
-            for architecture in ARCHITECTURES:
-                target = folder / f"kernels-{architecture}.so"
-                subprocess.run(
-                    ["g++", *FLAGS, f"-march={architecture}", folder / "kernels.cpp", "-o", target], check=True
-                )
-                build_data["artifacts"].append(f"/batching/{target.name}")
+            for source, library, processors in LIBRARIES:
+                subprocess.run(["g++", *FLAGS, *processors, folder / source, "-o", folder / library], check=True)
+                build_data["artifacts"].append(f"/batching/{library}")
         except (OSError, subprocess.CalledProcessError) as error:
             self.app.display_warning(f"the kernels were not compiled, and the engine will be slower: {error}")
             return

@@ -22,7 +22,7 @@ from prefix_store.prefix import BackboneShape
 
 # N new tokens of the step, C n_embd, H heads, D head_dim, V vocab_size
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 MakeLinear = Callable[..., Linear]
 
@@ -59,6 +59,7 @@ class Backbone:
     shape: BackboneShape
     fingerprint: str
     eos_token_id: int
+    dtype_name: str  # of `DTYPES`: with int8 weights all else is in `dtype`
     token_embeddings: Tensor  # [V, C]
     position_embeddings: Tensor  # [n_positions, C]
     blocks: tuple[Block, ...]
@@ -78,10 +79,6 @@ class Backbone:
         return self.token_embeddings.device
 
     @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
     def device_name(self) -> str:
         return str(self.device)
 
@@ -96,14 +93,19 @@ class Backbone:
     ) -> "Backbone":
         """Cast and pack any `GPT2LMHeadModel`, also a freshly made one; the model itself is left as it was.
 
+        `dtype`: one of `DTYPES`; "int8" rounds the linear layers' weights to it, and what they read.
+
         `is_deterministic`: a token's hidden state has the same bits whatever else is computed with it. Raises
         `BackboneError` where that cannot be had.
         """
         config = model.config
         _check_config(config)
+        target = resolve_device(device)
+        if dtype == "int8" and target.type != "cpu":
+            raise BackboneError("int8 is for CPUs; a GPU is served in bfloat16 or float16")
+        float_dtype = float_dtype_of(dtype, target)
         weights = {
-            key: value.detach().to(device=resolve_device(device), dtype=DTYPES[dtype])
-            for key, value in model.state_dict().items()
+            key: value.detach().to(device=target, dtype=float_dtype) for key, value in model.state_dict().items()
         }
         shape = BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions)
         if is_deterministic and not kernels.can_attend(weights["transformer.wte.weight"].new_empty(shape.head_dim)):
@@ -111,17 +113,18 @@ class Backbone:
                 "the same bits in every batch need the compiled kernels: a CPU with AVX2, float32 or bfloat16, and a "
                 "head size of 8 to 128"
             )
-        make = partial(make_linear, is_deterministic=is_deterministic)
+        make = partial(make_linear, is_int8=dtype == "int8", is_deterministic=is_deterministic)
         return cls(
             name=name,
             shape=shape,
             fingerprint=fingerprint(model.named_parameters()),
             eos_token_id=config.eos_token_id,
+            dtype_name=dtype,
             token_embeddings=weights["transformer.wte.weight"],
             position_embeddings=weights["transformer.wpe.weight"],
             blocks=tuple(_make_block(weights, config, i, make) for i in range(config.n_layer)),
             final_norm=_make_norm(weights, "transformer.ln_f", config),
-            head=make(weights["lm_head.weight"], None),
+            head=make(weights["lm_head.weight"], None, out_dtype=torch.float32),
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -185,6 +188,11 @@ def default_dtype(device: torch.device) -> str:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def float_dtype_of(dtype: str, device: torch.device) -> torch.dtype:
+    """What one of `DTYPES` computes in, beside its int8 products."""
+    return getattr(torch, default_dtype(device) if dtype == "int8" else dtype)  # type: ignore[no-any-return]
 
 
 def _check_config(config: GPT2Config) -> None:

@@ -2,7 +2,7 @@
 // vocabulary. Plain C functions over raw pointers, so that building needs neither torch's headers nor Python's; OpenMP's
 // threads are those that torch made. All arithmetic is in float32, whatever the cache holds.
 //
-// R rows of the step, N their new tokens, H heads, S positions of a slot (max_model_len), D head_dim, a multiple of LANES
+// R rows of the step, N their new tokens, H heads, S positions of a slot (max_model_len), D head_dim
 
 #include <algorithm>
 #include <cmath>
@@ -14,9 +14,7 @@ namespace {
 
 constexpr int LANES = 8;
 constexpr int CACHE_LINE = 64;  // bytes
-// In bfloat16 a head is a stream too short for the processor's own prefetching: this many positions of it are asked for
-// in advance, and the values while the keys are read. Worth a fifth of the time; in float32 it would cost a twentieth.
-constexpr int AHEAD = 12;
+constexpr int CHUNKS = 32;      // of a step's heads: enough to share out evenly, few enough that neighbours stay together
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
@@ -75,20 +73,24 @@ inline float sum(floats x) {
     return x[0] + x[1];
 }
 
-// One new token of one head over the first `length` positions. `scores` has room for `length` up to the next LANES.
+// Ask for one position of a head to come into the second-level cache.
 template <int D, typename T>
-void attend_one(const T* query, const T* keys, const T* values, int64_t length, float* scores, T* output) {
+inline void ask_for(const T* position) {
+    for (int d = 0; d < D; d += CACHE_LINE / sizeof(T)) __builtin_prefetch(position + d, 0, 2);
+}
+
+// One new token of one head over the first `length` positions. `scores` has room for `length` up to the next LANES.
+// A head of a slot is a stream too short for the processor to foresee, so the next head's is asked for meanwhile.
+template <int D, typename T>
+void attend_one(const T* query, const T* keys, const T* values, int64_t length, const T* next_keys, const T* next_values,
+                float* scores, T* output) {
     constexpr int NUM_PIECES = D / LANES;
     floats q[NUM_PIECES];
     for (int i = 0; i < NUM_PIECES; i++) q[i] = load(query + i * LANES);
 
     float largest = -INFINITY;
     for (int64_t s = 0; s < length; s++) {
-        if (sizeof(T) == 2)
-            for (int d = 0; d < D; d += CACHE_LINE / 2) {
-                __builtin_prefetch(keys + (s + AHEAD) * D + d);
-                __builtin_prefetch(values + s * D + d);
-            }
+        ask_for<D>(next_keys + s * D);
         floats products{};
         for (int i = 0; i < NUM_PIECES; i++) products += q[i] * load(keys + s * D + i * LANES);
         scores[s] = sum(products);
@@ -104,8 +106,10 @@ void attend_one(const T* query, const T* keys, const T* values, int64_t length, 
     }
 
     floats sums[NUM_PIECES]{};
-    for (int64_t s = 0; s < length; s++)
+    for (int64_t s = 0; s < length; s++) {
+        ask_for<D>(next_values + s * D);
         for (int i = 0; i < NUM_PIECES; i++) sums[i] += scores[s] * load(values + s * D + i * LANES);
+    }
     for (int i = 0; i < NUM_PIECES; i++) store(output + i * LANES, sums[i] / sum(totals));
 }
 
@@ -117,21 +121,22 @@ void attend(const T* qkv, T* keys, T* values, const int64_t* rows, T* output, in
 #pragma omp parallel
     {
         std::vector<float> scores(S + LANES);
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t r = 0; r < R; r++)
-            for (int64_t h = 0; h < H; h++) {
-                const int64_t first = rows[4 * r], slot = rows[4 * r + 1], start = rows[4 * r + 2], count = rows[4 * r + 3];
-                T* const own_keys = keys + (slot * H + h) * S * D;
-                T* const own_values = values + (slot * H + h) * S * D;
-                const auto part = [=](int64_t t, int i) { return qkv + (((first + t) * 3 + i) * H + h) * D; };
-                for (int64_t t = 0; t < count; t++) {
-                    std::copy_n(part(t, 1), D, own_keys + (start + t) * D);
-                    std::copy_n(part(t, 2), D, own_values + (start + t) * D);
-                }
-                for (int64_t t = 0; t < count; t++)
-                    attend_one<D>(part(t, 0), own_keys, own_values, start + t + 1, scores.data(),
-                               output + ((first + t) * H + h) * D);
+#pragma omp for schedule(dynamic, (R * H + CHUNKS - 1) / CHUNKS)
+        for (int64_t i = 0; i < R * H; i++) {
+            const int64_t r = i / H, h = i % H, next = std::min(i + 1, R * H - 1);
+            const int64_t first = rows[4 * r], start = rows[4 * r + 2], count = rows[4 * r + 3];
+            const auto place = [=](int64_t i) { return (rows[4 * (i / H) + 1] * H + i % H) * S * D; };
+            T* const own_keys = keys + place(i);
+            T* const own_values = values + place(i);
+            const auto part = [=](int64_t t, int i) { return qkv + (((first + t) * 3 + i) * H + h) * D; };
+            for (int64_t t = 0; t < count; t++) {
+                std::copy_n(part(t, 1), D, own_keys + (start + t) * D);
+                std::copy_n(part(t, 2), D, own_values + (start + t) * D);
             }
+            for (int64_t t = 0; t < count; t++)
+                attend_one<D>(part(t, 0), own_keys, own_values, start + t + 1, keys + place(next), values + place(next),
+                              scores.data(), output + ((first + t) * H + h) * D);
+        }
     }
 }
 

@@ -1,31 +1,35 @@
-"""The loops of `kernels.cpp`, as functions of tensors.
+"""The loops of `kernels.cpp` and `linear.cpp`, as functions of tensors.
 
-They were compiled when the package was built, if there was a compiler, for two kinds of x86 processor. Whoever calls
-asks `can_attend` first, and has another way; `argmax` has its own. Knows nothing of rows, plans or GPT-2.
+They were compiled when the package was built, if there was a compiler, for some kinds of x86 processor. Whoever calls
+asks `can_attend` or `can_multiply` first, and has another way; `argmax` has its own. Knows nothing of GPT-2.
 """
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# torch's name for what the processor can -> the compiler's; see hatch_build.py.
-ARCHITECTURES = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 HEAD_DIMS = (8, 16, 32, 64, 128)
+PANEL_WIDTH = 48  # columns that linear.cpp computes together
+LANES = 16
+WORD_BYTES = 4
 
-# R rows of the step, N their new tokens, H heads, D head_dim, M rows of logits, V vocab_size
+# R rows of the step, N their new tokens, H heads, D head_dim, M rows of x or of logits, V vocab_size
 
 
-def _load() -> ctypes.CDLL | None:
+def _load(name: str) -> ctypes.CDLL | None:
     """torch comes first, so that its OpenMP is the one that the library finds: two would fight for the cores."""
-    architecture = ARCHITECTURES.get(torch.backends.cpu.get_cpu_capability())
-    path = Path(__file__).with_name(f"kernels-{architecture}.so")
+    path = Path(__file__).with_name(name)
     return ctypes.CDLL(str(path)) if path.exists() else None
 
 
-_library = _load()
+_CAN = torch.cpu.get_capabilities()
+_library = _load(f"kernels-{torch.backends.cpu.get_cpu_capability().lower()}.so")  # of AVX2, AVX512 or none
+_linear = _load("linear-avx512.so") if _CAN.get("avx512_bf16") and _CAN.get("avx512_vnni") else None
 
 
 def can_attend(keys: Tensor) -> bool:
@@ -40,10 +44,11 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, rows: Tensor) -> Tensor:
     `qkv` `[N, 3, H, D]`; `keys`, `values` `[num_slots, H, max_model_len, D]`; `rows` `[R, 4]` int64: a row's first
     token of the N, its slot, that token's position in it, how many new tokens it has. Returns `[N, H * D]`.
     """
+    assert _library is not None
     N, _, H, D = qkv.shape
     output = qkv.new_empty(N, H * D)
     sizes = (len(rows), H, keys.shape[2], D)
-    _call("attend", qkv.dtype, (qkv.contiguous(), keys, values, rows, output), sizes)
+    _call(_library, f"attend_{DTYPES[qkv.dtype]}", (qkv.contiguous(), keys, values, rows, output), sizes)
     return output
 
 
@@ -52,11 +57,63 @@ def argmax(logits: Tensor) -> Tensor:
     if _library is None or logits.device.type != "cpu" or logits.dtype not in DTYPES or not logits.is_contiguous():
         return logits.argmax(dim=-1)
     indices = torch.empty(len(logits), dtype=torch.int64)
-    _call("argmax", logits.dtype, (logits, indices), tuple(logits.shape))
+    _call(_library, f"argmax_{DTYPES[logits.dtype]}", (logits, indices), tuple(logits.shape))
     return indices
 
 
-def _call(name: str, dtype: torch.dtype, tensors: tuple[Tensor, ...], sizes: tuple[int, ...]) -> None:
-    assert all(tensor.is_contiguous() for tensor in tensors)
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-    getattr(_library, f"{name}_{DTYPES[dtype]}")(*pointers, *[ctypes.c_int64(size) for size in sizes])
+@dataclass(frozen=True, slots=True, eq=False)
+class Panels:
+    """A linear layer's numbers in the order in which `linear` reads them; bfloat16 weights have no scales."""
+
+    weight: Tensor  # [panels, words of a row, PANEL_WIDTH, numbers of a word], bfloat16 or int8
+    bias: Tensor  # [panels * PANEL_WIDTH] float32
+    scales: Tensor | None  # [panels * PANEL_WIDTH] float32, what one step of each column's int8 is
+    totals: Tensor | None  # [panels * PANEL_WIDTH] int32, the sum of each column's int8
+    out_features: int
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> "Panels":
+        """`weight` `[out_features, in_features]`; `scales` `[out_features]` if it is int8."""
+        out_features, in_features = weight.shape
+        num_missing = -out_features % PANEL_WIDTH
+        word = WORD_BYTES // weight.element_size()
+        padded = F.pad(weight, (0, 0, 0, num_missing)).view(-1, PANEL_WIDTH, in_features // word, word)
+        if bias is None:
+            bias = weight.new_zeros(out_features)
+        return cls(
+            weight=padded.transpose(1, 2).contiguous(),
+            bias=F.pad(bias.float(), (0, num_missing)),
+            scales=None if scales is None else F.pad(scales.float(), (0, num_missing)),
+            totals=None if scales is None else F.pad(weight.sum(dim=1, dtype=torch.int32), (0, num_missing)),
+            out_features=out_features,
+        )
+
+
+def can_multiply(dtype: torch.dtype, device: torch.device, in_features: int) -> bool:
+    """Whether `linear` has code for bfloat16 `x` and weights of this type (bfloat16 or int8) on this device.
+
+    Processors with AMX have a faster way for bfloat16, which oneDNN takes.
+    """
+    is_known = dtype == torch.int8 or (dtype == torch.bfloat16 and not _CAN.get("amx_bf16"))
+    return _linear is not None and is_known and device.type == "cpu" and in_features % LANES == 0
+
+
+def linear(x: Tensor, panels: Panels, has_gelu: bool, out_dtype: torch.dtype) -> Tensor:
+    """`x` `[M, in_features]` bfloat16 -> `[M, out_features]` in bfloat16 or float32; GPT-2's GELU (tanh) if asked.
+
+    With int8 weights each row of `x` is rounded to int8 with a scale of its own; sums are exact. Either way a row's
+    result has the same bits whatever the other rows are.
+    """
+    assert _linear is not None
+    M, in_features = x.shape
+    y = x.new_empty(M, panels.out_features, dtype=out_dtype)
+    name = f"linear_{DTYPES[panels.weight.dtype]}_to_{DTYPES[out_dtype]}"
+    tensors = (x.contiguous(), panels.weight, panels.bias, panels.scales, panels.totals, y)
+    _call(_linear, name, tensors, (M, in_features, panels.out_features, has_gelu))
+    return y
+
+
+def _call(library: ctypes.CDLL, name: str, tensors: tuple[Tensor | None, ...], sizes: tuple[int, ...]) -> None:
+    pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+    assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+    getattr(library, name)(*pointers, *[ctypes.c_int64(size) for size in sizes])

@@ -1,7 +1,8 @@
 """A frozen linear layer, `act(x @ W.T + b)`, in the fastest form that the device has.
 
-On CPUs the weight is packed once for oneDNN: plain `F.linear` in bfloat16 is up to twice as slow as the same product
-over packed weights, and in float32 three times. Knows nothing of GPT-2.
+On CPUs the weight is packed once: for our own loops where the processor has AVX512-BF16, else for oneDNN. Plain
+`F.linear` in bfloat16 is up to three times as slow as the same product over packed weights, and in float32 as well.
+Knows nothing of GPT-2.
 """
 
 from typing import Protocol
@@ -9,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from batching import kernels
+from batching.kernels import Panels
 
 # The name in a GPT-2 config -> (oneDNN's activation, its algorithm).
 ACTIVATIONS = {
@@ -18,13 +22,26 @@ ACTIVATIONS = {
     "relu": ("relu", ""),
 }
 
-
 BLOCK_ROWS = 32
+LARGEST_INT8 = 127
 
 
 class Linear(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """`[N, in_features]` -> `[N, out_features]`."""
+
+
+class KernelLinear:
+    """Weights in bfloat16 or int8 for our own loops, which fuse GPT-2's GELU. `x` is bfloat16."""
+
+    def __init__(self, panels: Panels, activation: str | None, out_dtype: torch.dtype) -> None:
+        self._panels = panels
+        self._has_gelu = activation is not None and ACTIVATIONS[activation] == ("gelu", "tanh")
+        self._activation = None if self._has_gelu else activation
+        self._out_dtype = out_dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return activate(kernels.linear(x, self._panels, self._has_gelu, self._out_dtype), self._activation)
 
 
 class PackedLinear:
@@ -55,13 +72,26 @@ class PlainLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
         self._weight = weight.contiguous()
         self._bias = bias
-        self._activation, self._algorithm = ACTIVATIONS[activation] if activation else ("none", "")
+        self._activation = activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self._weight, self._bias)
-        if self._activation == "gelu":
-            return F.gelu(y, approximate=self._algorithm)
-        return F.relu(y) if self._activation == "relu" else y
+        return activate(F.linear(x, self._weight, self._bias), self._activation)
+
+
+class PlainInt8Linear:
+    """What `KernelLinear` computes with int8 weights, in torch's operations: slowly, on any CPU."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, scales: Tensor, activation: str | None) -> None:
+        self._weight = weight.t().contiguous()  # [in_features, out_features]
+        self._bias = bias
+        self._scales = scales
+        self._activation = activation
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rounded, row_scales = quantize(x)
+        y = torch._int_mm(rounded, self._weight) * (row_scales[:, None] * self._scales)  # float32
+        y = y if self._bias is None else y + self._bias.float()
+        return activate(y, self._activation).to(x.dtype)
 
 
 class BlockedLinear:
@@ -80,22 +110,58 @@ class BlockedLinear:
         return torch.cat([self._linear(block) for block in blocks])[: len(x)]
 
 
+def make_linear(
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None = None,
+    *,
+    out_dtype: torch.dtype | None = None,
+    is_int8: bool = False,
+    is_deterministic: bool = False,
+) -> Linear:
+    """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None.
+
+    `out_dtype`: float32 gives a product's sums unrounded where the device can, which only our own loops do.
+    `is_int8`: weights are rounded to int8, one scale for each output; so is `x`, one scale for each row.
+    `is_deterministic`: a row's result has the same bits whatever the other rows are.
+    """
+    out_dtype = out_dtype or weight.dtype
+    has_kernel = weight.dtype == torch.bfloat16 and kernels.can_multiply(
+        torch.int8 if is_int8 else weight.dtype, weight.device, weight.shape[1]
+    )
+    if is_int8:
+        rounded, scales = quantize(weight)
+        if has_kernel:
+            return KernelLinear(Panels.of(rounded, bias, scales), activation, out_dtype)
+        return PlainInt8Linear(rounded, bias, scales, activation)
+    if has_kernel:
+        return KernelLinear(Panels.of(weight, bias), activation, out_dtype)
+    is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
+    linear: Linear = PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
+    return BlockedLinear(linear) if is_deterministic else linear
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row of `[N, K]` to int8 symmetrically: `[N, K]` int8 and `[N]` float32, what one step is.
+
+    A row that is not finite has a scale that is not.
+    """
+    x = x.float()
+    scales = x.abs().amax(dim=1) / LARGEST_INT8
+    return (x * torch.where(scales > 0, 1 / scales, 0.0)[:, None]).round().nan_to_num().to(torch.int8), scales
+
+
+def activate(y: Tensor, activation: str | None) -> Tensor:
+    name, algorithm = ACTIVATIONS[activation] if activation else ("none", "")
+    if name == "gelu":
+        return F.gelu(y, approximate=algorithm)
+    return F.relu(y) if name == "relu" else y
+
+
 def round_up(num_rows: int) -> int:
     """The next of eight numbers between powers of two, so at most an eighth more; up to 16 every number is one."""
     granule: int = 1 << max(0, (num_rows - 1).bit_length() - 4)
     return -(-num_rows // granule) * granule
-
-
-def make_linear(
-    weight: Tensor, bias: Tensor | None, activation: str | None = None, is_deterministic: bool = False
-) -> Linear:
-    """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None.
-
-    `is_deterministic`: a row's result has the same bits whatever the other rows are.
-    """
-    is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
-    linear: Linear = PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
-    return BlockedLinear(linear) if is_deterministic else linear
 
 
 def _can_pack(dtype: torch.dtype) -> bool:

@@ -6,9 +6,11 @@ forbidden. Each figure is the median of ratios of what was interleaved within th
 Step by step, each decode step beside the products of as many rows (all blocks' and the head's, `benchmarks.products`);
 all of a row's positions but its last are its prefix, so that all rows decode from the first step on:
 
-- `decode_vs_matmul_{1,8,32,64}`: the products' seconds over the step's, at positions 42 to 105;
+- `decode_vs_matmul_{1,8,32,64}`: the seconds of torch's products, in the step's dtype or what is beside int8, over the
+  step's, at positions 42 to 105;
 - `decode_vs_matmul_32_context_512`: the same about position 512, with one plain read of the same cache added to the
-  products.
+  products;
+- `products_share_{1,8,32,64}`: the seconds of the engine's own products over the step's: what is left is its overhead.
 
 Run by run, 32 rows unless said, requests per second over those of 32 greedy rows of 32 tasks:
 
@@ -70,17 +72,18 @@ def make_requests(
     ]
 
 
-def decode_vs_matmul(engine: Engine, requests: list[Request], products: Callable[[int], float]) -> list[float]:
-    """For each step in which all rows decode, the seconds of the products of as many rows over its own."""
+def beside_steps(engine: Engine, requests: list[Request], *others: Callable[[int], float]) -> list[list[float]]:
+    """For each of `others`, and each step in which all rows decode, its seconds for as many rows over the step's."""
     for request in requests:
         engine.add_request(request)
-    ratios = []
+    ratios: list[list[float]] = [[] for _ in others]
     while engine.has_work:
         started_at = time.perf_counter()
         engine.step()
         seconds = time.perf_counter() - started_at
         if engine.last_step is not None and engine.last_step.num_decode_tokens == len(requests):
-            ratios.append(products(len(requests)) / seconds)
+            for other, found in zip(others, ratios, strict=True):
+                found.append(other(len(requests)) / seconds)
     return ratios
 
 
@@ -111,16 +114,16 @@ def interleaved(runs: dict[str, Callable[[], float]], num_pairs: int) -> dict[st
 
 def of_steps(small: Small) -> dict[str, list[float]]:
     """The ratios of decode steps, by figure."""
-    config, products = small.model.config, Products(small.model)
+    config, products = small.model.config, Products(small.model, is_int8=small.dtype == "int8")
     short, long = (
         make_requests([make_prefix(config, seed, length) for seed in range(num_rows)], config.vocab_size, 1)
         for length, num_rows in ((SHORT, MAX_ROWS), (LONG, NUM_ROWS))
     )
     ratios: dict[str, list[float]] = {}
     for num_rows in (1, 8, NUM_ROWS, MAX_ROWS):
-        decode_vs_matmul(small.engine, short[:num_rows], products.seconds)  # for warmth
-        found = decode_vs_matmul(small.engine, short[:num_rows], products.seconds)
-        ratios[f"decode_vs_matmul_{num_rows}"] = found
+        beside_steps(small.engine, short[:num_rows], products.seconds, products.own_seconds)  # for warmth
+        found = beside_steps(small.engine, short[:num_rows], products.seconds, products.own_seconds)
+        ratios[f"decode_vs_matmul_{num_rows}"], ratios[f"products_share_{num_rows}"] = found
 
     engine = Engine(small.engine.backbone, NUM_ROWS, LONG + 1 + NUM_NEW_TOKENS)
     same_bytes = torch.zeros_like(engine.cache.keys[..., :512, :])  # of keys; the values are as many
@@ -132,8 +135,8 @@ def of_steps(small: Small) -> dict[str, list[float]]:
         same_bytes.sum()
         return seconds + time.perf_counter() - started_at
 
-    found = decode_vs_matmul(engine, long, products_and_read)
-    return ratios | {"decode_vs_matmul_32_context_512": found}
+    (ratios["decode_vs_matmul_32_context_512"],) = beside_steps(engine, long, products_and_read)
+    return ratios
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES, Backbone, default_dtype, resolve_device
+from batching.gpt2 import DTYPES, Backbone, default_dtype, float_dtype_of, resolve_device
 from batching.types import Request, StepOutput
 
 MAX_MODEL_LEN = 256
@@ -22,7 +22,7 @@ MAX_MODEL_LEN = 256
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """`model` is transformers', with the same weights and in the same dtype as the engine."""
+    """`model` is transformers', with the same weights as the engine and in its dtype, of int8 the one beside it."""
 
     engine: Engine
     model: GPT2LMHeadModel
@@ -60,4 +60,4 @@ def make_small(args: argparse.Namespace, num_slots: int, **options: Any) -> Smal
     model = GPT2LMHeadModel(GPT2Config()).eval()
     backbone = Backbone.from_model(model, device=str(device), dtype=dtype)
     engine = Engine(backbone, max_num_seqs=num_slots, max_model_len=MAX_MODEL_LEN, **options)
-    return Small(engine, model.to(device, DTYPES[dtype]), dtype)
+    return Small(engine, model.to(device, float_dtype_of(dtype, device)), dtype)

@@ -55,7 +55,7 @@ def serve(
     metrics_port: Annotated[int | None, typer.Option(help="Give the metrics a port of their own, without keys")] = None,
     allowed_hosts: Annotated[str | None, typer.Option(help="Names to answer to, with commas; default: any")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda:0 …; default: auto")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16; default: auto")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16, int8; default: auto")] = None,
     deterministic: Annotated[
         bool | None, typer.Option("--deterministic", help="The same bits for a row, whatever rows run beside it")
     ] = None,

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 
 import torch
@@ -41,18 +42,23 @@ def a_request(seed: int) -> Request:
 
 
 MATES = [a_request(seed) for seed in range(24)]
-ALONE = [run(make_engine(MODEL, 2), [replace(mate, request_id="alone")])[0] for mate in MATES]
 
 
-def is_same(alone: list[StepOutput], crowded: list[StepOutput]) -> bool:
+@cache
+def alone(dtype: str) -> list[list[StepOutput]]:
+    """What each mate says with nobody beside it."""
+    return [run(make_engine(MODEL, 2, dtype), [replace(mate, request_id="alone")])[0] for mate in MATES]
+
+
+def is_same(expected: list[StepOutput], crowded: list[StepOutput]) -> bool:
     """Whether the tokens are equal, up to the first place at which two were almost equally likely."""
-    said, expected = tokens(crowded), tokens(alone)
-    logprobs = [logprob for output in alone for logprob in output.logprobs]
-    for place, token_id in enumerate(expected):
+    said, expected_tokens = tokens(crowded), tokens(expected)
+    logprobs = [logprob for output in expected for logprob in output.logprobs]
+    for place, token_id in enumerate(expected_tokens):
         if place >= len(said) or said[place] != token_id:
             (_, first), (_, second) = logprobs[place].top
             return place < len(said) and first - second < CLOSE
-    return len(said) == len(expected) and crowded[-1].finish_reason is alone[-1].finish_reason
+    return len(said) == len(expected_tokens) and crowded[-1].finish_reason is expected[-1].finish_reason
 
 
 # -- six ways to poison a row: what is done before each pass that holds it, once it has said a few tokens -------------
@@ -122,15 +128,17 @@ def poison_one(engine: Engine, kind: str, chooser: random.Random) -> Outcome | N
     expected = {FinishReason.LENGTH, FinishReason.STOP} if is_saved else {FinishReason.ERROR}
     is_clean = bool(engine.cache.keys.isfinite().all() and engine.cache.values.isfinite().all())
     return Outcome(
-        num_mates_changed=sum(not is_same(ALONE[i], said) for i, said in zip(chosen, crowded, strict=True)),
+        num_mates_changed=sum(
+            not is_same(alone(engine.backbone.dtype_name)[i], said) for i, said in zip(chosen, crowded, strict=True)
+        ),
         is_contained=own[-1].finish_reason in expected and engine.num_free_slots == engine.max_num_seqs and is_clean,
     )
 
 
-def poison_many(num_trials: int, seed: int) -> list[Outcome]:
+def poison_many(num_trials: int, seed: int, dtype: str = "float32") -> list[Outcome]:
     """So many trials on one engine, of all kinds alike; those in which nothing was struck do not count."""
     chooser = random.Random(seed)
-    engine = make_engine(MODEL, 2 * BATCH)  # a search takes two slots
+    engine = make_engine(MODEL, 2 * BATCH, dtype)  # a search takes two slots
     outcomes: list[Outcome] = []
     while len(outcomes) < num_trials:
         kind = list(KINDS)[len(outcomes) % len(KINDS)]

@@ -48,9 +48,10 @@ def ask_mix(prompt: Iterable[int], mix: Iterable[tuple[Prefix | None, float]], *
     return replace(ask(prompt, **params), mix=tuple(MixedPrefix(prefix, weight) for prefix, weight in mix))
 
 
-def make_engine(model: GPT2LMHeadModel, max_num_seqs: int = 8) -> Engine:
+def make_engine(model: GPT2LMHeadModel, max_num_seqs: int = 8, dtype: str = "float32") -> Engine:
     """A request's constraint begins its rows itself."""
-    return Engine(Backbone.from_model(model), max_num_seqs, constrain=lambda each, vocab_size: each.begin(vocab_size))
+    backbone = Backbone.from_model(model, dtype=dtype)
+    return Engine(backbone, max_num_seqs, constrain=lambda each, vocab_size: each.begin(vocab_size))
 
 
 def run(engine: Engine, requests: Iterable[Request], arrivals: dict[int, int] | None = None) -> list[list[StepOutput]]:

@@ -8,7 +8,7 @@ import torch
 
 from batching.containment import Failure, run_contained
 from batching.types import FinishReason
-from tests.batching.poison import ALONE, KINDS, MATES, MODEL, is_same, poison_many
+from tests.batching.poison import KINDS, MATES, MODEL, alone, is_same, poison_many
 from tests.batching.support import make_engine, run
 
 
@@ -48,8 +48,9 @@ def test_a_device_that_cannot_be_trusted_any_more_is_no_rows_fault():
         run_contained(run, [1, 2])
 
 
-def test_a_poisoned_rows_mates_say_what_they_say_without_it():
-    outcomes = poison_many(num_trials=4 * len(KINDS), seed=1)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_poisoned_rows_mates_say_what_they_say_without_it(dtype):
+    outcomes = poison_many(num_trials=4 * len(KINDS), seed=1, dtype=dtype)
     assert sum(outcome.num_mates_changed for outcome in outcomes) == 0
     assert all(outcome.is_contained for outcome in outcomes)
 
@@ -65,4 +66,4 @@ def test_when_every_pass_raises_all_rows_fail_and_the_next_ones_are_served():
     for outputs in run(engine, MATES[:6]):
         assert [output.finish_reason for output in outputs] == [FinishReason.ERROR]
     engine._runner.execute = execute
-    assert all(map(is_same, ALONE[:6], run(engine, MATES[:6])))
+    assert all(map(is_same, alone("float32")[:6], run(engine, MATES[:6])))

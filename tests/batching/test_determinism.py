@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from batching import kernels, linear
 from batching.engine import Engine
@@ -24,6 +25,10 @@ WAYS = [
 ]
 
 needs_kernels = pytest.mark.skipif(kernels._library is None, reason="the kernels were not compiled here")
+needs_linear = pytest.mark.skipif(
+    not kernels.can_multiply(torch.bfloat16, torch.device("cpu"), 256),
+    reason="the processor has no AVX512-BF16, or AMX",
+)
 
 
 def make_needles(backbone: Backbone, num_needles: int) -> list[Request]:
@@ -47,13 +52,8 @@ def said(outputs: list[StepOutput]) -> list[tuple[object, ...]]:
     return [(each.new_token_ids, each.logprobs, each.prompt_logprobs) for each in outputs if each.new_token_ids]
 
 
-@needs_kernels
-@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "plain"])
-def test_no_bit_depends_on_a_rows_mates_or_on_its_slot(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain products show that it takes the mode: without it their bits are others in another batch."""
-    if not is_packed:
-        monkeypatch.setattr(linear, "_can_pack", lambda dtype: False)
-    backbone = Backbone.from_model(MODEL, is_deterministic=True)
+def check_needles(backbone: Backbone) -> None:
+    """Each says the same bits alone and in a crowd."""
     needles = make_needles(backbone, NUM_NEEDLES)
     alone = Engine(backbone, max_num_seqs=2)
     expected = [said(run(alone, [needle])[0]) for needle in needles]
@@ -62,6 +62,21 @@ def test_no_bit_depends_on_a_rows_mates_or_on_its_slot(is_packed: bool, monkeypa
     chance = random.Random(1)
     arrivals = {i: chance.randrange(NUM_NEEDLES) for i in range(NUM_NEEDLES)}
     assert [said(outputs) for outputs in run(crowd, renamed, arrivals)] == expected
+
+
+@needs_kernels
+@pytest.mark.parametrize("is_packed", [True, False], ids=["packed", "plain"])
+def test_no_bit_depends_on_a_rows_mates_or_on_its_slot(is_packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain products show that it takes the mode: without it their bits are others in another batch."""
+    if not is_packed:
+        monkeypatch.setattr(linear, "_can_pack", lambda dtype: False)
+    check_needles(Backbone.from_model(MODEL, is_deterministic=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", ["int8", pytest.param("bfloat16", marks=needs_linear)])
+def test_our_own_products_have_the_same_bits_in_any_mode(dtype: str) -> None:
+    check_needles(Backbone.from_model(MODEL, dtype=dtype))
 
 
 def test_where_the_kernels_have_no_code_it_is_refused() -> None:

@@ -37,8 +37,8 @@ def test_the_fingerprint_is_that_of_the_stored_weights_whatever_the_serving_dtyp
     assert in_another_dtype != stored
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_near_float32(dtype):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_lower_precision_stays_near_float32(dtype):
     model = make_model()
     prefix = make_prefix(Backbone.from_model(model).shape, 7)
     prompt = make_prompt(30)
@@ -91,3 +91,8 @@ def test_a_gpu_gives_the_tokens_of_the_cpu():
     requests = [ask(make_prompt(5 + i, seed=i), prefixes[i % 2], max_new_tokens=20) for i in range(8)]
     answers = [tokens(outputs) for outputs in run(engine, requests)]
     assert answers == [oracle.generate(model, request) for request in requests]
+
+
+def test_int8_is_refused_where_there_is_none():
+    with pytest.raises(BackboneError, match="int8 is for CPUs"):
+        Backbone.from_model(make_model(), device="meta", dtype="int8")

@@ -1,10 +1,27 @@
-"""The packed linear layer: the same numbers as the plain one, in few shapes."""
+"""The linear layers: the plain one's numbers, whichever way they are computed, and no row's from another row."""
+
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from batching.linear import PackedLinear, round_up
+from batching import kernels
+from batching.linear import ACTIVATIONS, KernelLinear, PackedLinear, PlainInt8Linear, make_linear, quantize, round_up
+
+CPU = torch.device("cpu")
+needs_kernels = pytest.mark.skipif(
+    not kernels.can_multiply(torch.int8, CPU, 64), reason="the processor has no AVX512-BF16 and VNNI"
+)
+# One panel and a piece of another, less than a panel, and GPT-2 small's own widths.
+SIZES = [(50, 16), (47, 64), (768, 3072), (2304, 768)]
+
+
+def make_layer(out_features: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight, bias and 19 rows of x, which are two blocks of rows and a piece."""
+    torch.manual_seed(0)
+    weight = torch.randn(out_features, in_features) / math.sqrt(in_features)
+    return weight.bfloat16(), torch.randn(out_features).bfloat16(), torch.randn(19, in_features).bfloat16()
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 16, 17, 31, 33, 63, 64, 65, 129])
@@ -21,3 +38,62 @@ def test_numbers_of_rows_are_few_and_cost_at_most_an_eighth_more() -> None:
     assert all(num_rows <= number <= num_rows * 9 / 8 for num_rows, number in numbers.items())
     assert len(set(numbers.values())) == 16 + 8 * 6
     assert {1, 8, 16, 32, 48, 64, 512} <= set(numbers.values())
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("size", SIZES)
+def test_our_bfloat16_products_are_those_of_float32_over_the_same_numbers(size, activation):
+    weight, bias, x = make_layer(*size)
+    layer = KernelLinear(kernels.Panels.of(weight, bias), activation, torch.float32)
+    plain = make_linear(weight.float(), bias.float(), activation)
+    torch.testing.assert_close(layer(x), plain(x.float()), rtol=1e-5, atol=1e-5)
+    rounded = KernelLinear(kernels.Panels.of(weight, bias), activation, torch.bfloat16)
+    torch.testing.assert_close(rounded(x), layer(x).bfloat16(), rtol=0, atol=2e-2)
+    assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("size", SIZES)
+def test_our_int8_products_are_those_of_torch_over_the_same_integers(size, activation):
+    weight, bias, x = make_layer(*size)
+    rounded, scales = quantize(weight)
+    layer = KernelLinear(kernels.Panels.of(rounded, bias, scales), activation, torch.float32)
+    plain = PlainInt8Linear(rounded, bias, scales, activation)
+    torch.testing.assert_close(layer(x), plain(x.float()), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
+
+
+def int8_layers() -> list[object]:
+    return [
+        pytest.param(torch.bfloat16, marks=needs_kernels, id="ours"),
+        pytest.param(torch.float32, id="torch's"),
+    ]
+
+
+@pytest.mark.parametrize("dtype", int8_layers())
+def test_int8_is_near_what_it_rounds(dtype):
+    weight, bias, x = make_layer(768, 3072)
+    exact = F.linear(x.float(), weight.float(), bias.float())
+    found = make_linear(weight.to(dtype), bias.to(dtype), is_int8=True, out_dtype=torch.float32)(x.to(dtype))
+    assert (found - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize("dtype", int8_layers())
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_int8_row_that_is_not_finite_shows_it_and_harms_no_mate(value, dtype):
+    weight, bias, x = (tensor.to(dtype) for tensor in make_layer(100, 64))
+    layer = make_linear(weight, bias, is_int8=True)
+    clean = layer(x)
+    x[3, 5] = value
+    found = layer(x)
+    assert not found[3].isfinite().any()
+    mates = [i for i in range(len(x)) if i != 3]
+    assert torch.equal(found[mates], clean[mates])
+
+
+def test_an_int8_row_of_zeros_is_the_bias():
+    weight, bias, _ = make_layer(100, 64)
+    layer = make_linear(weight.float(), bias.float(), is_int8=True)
+    torch.testing.assert_close(layer(torch.zeros(2, 64)), bias.float().expand(2, -1))
