@@ -1,5 +1,5 @@
-// The two loops of a step for which torch has no fast form on CPUs: attention over the slots, and the arg-max over the
-// vocabulary. Plain C functions over raw pointers, so that building needs neither torch's headers nor Python's; OpenMP's
+// The loops of a step for which torch has no fast form on CPUs: attention over the slots, and the largest of the
+// vocabulary's logits. Plain C functions over raw pointers, so that building needs neither torch's headers nor Python's; OpenMP's
 // threads are those that torch made. All arithmetic is in float32, whatever the cache holds.
 //
 // R rows of the step, N their new tokens, H heads, S positions of a slot (max_model_len), D head_dim
@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 namespace {
@@ -168,6 +169,42 @@ void argmax(const T* logits, int64_t* indices, int64_t M, int64_t V) {
     }
 }
 
+// logits [M, V] -> each row's K largest, the largest first and of equal ones the first: values and indices [M, K].
+// Of the largest of each BLOCK of the row, the K-th is a bound that at least K numbers reach; the rest is not sorted.
+void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64_t V, int64_t K) {
+    constexpr int64_t BLOCK = 8 * LANES;
+    const int64_t num_blocks = V / BLOCK;
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; m++) {
+        const float* const row = logits + m * V;
+        std::vector<float> largest(num_blocks);
+        for (int64_t b = 0; b < num_blocks; b++) {
+            floats x = load(row + b * BLOCK);
+            for (int64_t i = LANES; i < BLOCK; i += LANES) {
+                const floats y = load(row + b * BLOCK + i);
+                x = y > x ? y : x;
+            }
+            largest[b] = x[0];
+            for (int i = 1; i < LANES; i++) largest[b] = std::max(largest[b], x[i]);
+        }
+        float bound = -INFINITY;
+        if (num_blocks >= K) {
+            std::vector<float> sorted = largest;
+            std::nth_element(sorted.begin(), sorted.begin() + K - 1, sorted.end(), std::greater<float>());
+            bound = sorted[K - 1];
+        }
+        std::vector<int32_t> found;
+        for (int64_t b = 0; b <= num_blocks; b++)
+            if (b == num_blocks || largest[b] >= bound)
+                for (int64_t v = b * BLOCK; v < std::min((b + 1) * BLOCK, V); v++)
+                    if (row[v] >= bound) found.push_back(int32_t(v));
+        std::partial_sort(found.begin(), found.begin() + K, found.end(), [row](int32_t a, int32_t b) {
+            return row[a] > row[b] || (row[a] == row[b] && a < b);
+        });
+        for (int64_t k = 0; k < K; k++) values[m * K + k] = row[found[k]], indices[m * K + k] = found[k];
+    }
+}
+
 }  // namespace
 
 // The head sizes that have code of their own; anything else is refused by `kernels.py`.
@@ -188,4 +225,7 @@ ATTEND(attend_float32, float)
 ATTEND(attend_bfloat16, bfloat16)
 void argmax_float32(const float* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
 void argmax_bfloat16(const bfloat16* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
+void topk_float32(const float* logits, float* values, int64_t* indices, int64_t M, int64_t V, int64_t K) {
+    topk(logits, values, indices, M, V, K);
+}
 }

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from batching.kernels import argmax
+from batching.kernels import argmax, topk
 from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
@@ -68,13 +68,27 @@ def sample(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> list[i
 
 
 def _choose(scores: Tensor, rows: list[SamplingRow]) -> list[int]:
-    """B token ids from scores `[B, V]` to which every penalty and constraint has been applied."""
-    token_ids = argmax(scores)
-    drawing = [i for i, row in enumerate(rows) if row.params.temperature > 0]
-    if drawing:
-        token_ids[drawing] = _draw(scores[drawing], [rows[i] for i in drawing])
-    result: list[int] = token_ids.tolist()
-    return result
+    """B token ids from scores `[B, V]` to which every penalty and constraint has been applied.
+
+    Rows that draw from the whole vocabulary take another way than those that truncate it.
+    """
+    greedy: list[int] = []
+    plain: list[int] = []
+    truncating: list[int] = []
+    for i, row in enumerate(rows):
+        does_truncate = row.params.top_k > 0 or np.float32(row.params.top_p) < 1
+        (greedy if row.params.temperature == 0 else truncating if does_truncate else plain).append(i)
+    token_ids = [0] * len(rows)
+    for chosen, choose in ((greedy, _take_largest), (plain, _draw), (truncating, _draw_truncated)):
+        if chosen:
+            own = scores if len(chosen) == len(rows) else scores[chosen]
+            for i, token_id in zip(chosen, choose(own, [rows[i] for i in chosen]).tolist(), strict=True):
+                token_ids[i] = token_id
+    return token_ids
+
+
+def _take_largest(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
+    return argmax(scores)
 
 
 def penalise(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> Tensor:
@@ -87,10 +101,9 @@ def penalise(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> Tens
     if penalised:
         penalties = _column([rows[i].params.repetition_penalty for i in penalised], logits.device)  # [B, 1]
         seen = _padded([rows[i].seen_token_ids for i in penalised], logits.device)  # [B, L]
-        own = logits[penalised]
-        seen_scores = own.gather(1, seen)
-        own.scatter_(1, seen, torch.where(seen_scores < 0, seen_scores * penalties, seen_scores / penalties))
-        scores[penalised] = own
+        own = torch.tensor(penalised, device=logits.device)[:, None]  # [B, 1]
+        seen_scores = logits[own, seen]
+        scores[own, seen] = torch.where(seen_scores < 0, seen_scores * penalties, seen_scores / penalties)
     if too_short:
         scores[too_short, eos_token_id] = float("-inf")
     return scores
@@ -111,46 +124,52 @@ def _constrain(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
 
 
 def _draw(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
-    """Sample B rows `[B, V]`: those that keep the whole vocabulary take another way than those that truncate it."""
-    temperatures = [min(max(row.params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) for row in rows]
-    scores = (scores - scores.amax(dim=-1, keepdim=True)) / _column(temperatures, scores.device)
-    uniforms = _column([row.uniform for row in rows], scores.device)  # [B, 1]
-    truncates = [row.params.top_k > 0 or np.float32(row.params.top_p) < 1 for row in rows]
-    plain = [i for i, does in enumerate(truncates) if not does]
-    truncating = [i for i, does in enumerate(truncates) if does]
-    token_ids = torch.empty(len(rows), dtype=torch.int64, device=scores.device)
-    if plain:
-        token_ids[plain] = _invert_cdf(scores[plain].softmax(dim=-1), uniforms[plain])
-    if truncating:
-        token_ids[truncating] = _draw_truncated(scores[truncating], [rows[i] for i in truncating], uniforms[truncating])
-    return token_ids
+    """Draw from the whole of `[B, V]`; `[B]`."""
+    scores = _at_temperature(scores, scores.amax(dim=-1, keepdim=True), rows)
+    return _invert_cdf(scores.softmax(dim=-1), _uniforms(rows, scores.device))
 
 
-def _draw_truncated(scores: Tensor, rows: list[SamplingRow], uniforms: Tensor) -> Tensor:
-    """Top-k, then top-p, as transformers' warpers do, but that exactly k are kept where some are equal.
+def _draw_truncated(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """Top-k, then top-p, as transformers' warpers do, but that exactly k are kept where some are equal; `[B]`.
 
-    top-k is at most MAX_TOP_K, and top-p looks no further unless a row's mass is spread wider: the 256 largest of
-    32 x 50,257 logits cost 5 ms on one core, a full sort 114.
+    top-k is at most MAX_TOP_K, and top-p looks no further unless a row's mass is spread wider: a full sort of
+    32 x 50,257 logits costs 114 ms on one core.
     """
-    num_candidates = min(MAX_TOP_K, scores.shape[1])
-    top_scores, top_ids = scores.topk(num_candidates, dim=-1)  # [B, K], best first
+    has_all_top_k = all(row.params.top_k > 0 for row in rows)
+    num_candidates = min(max(row.params.top_k for row in rows) if has_all_top_k else MAX_TOP_K, scores.shape[1])
+    top_scores, top_ids = topk(scores, num_candidates)  # [B, K], best first
+    largest = top_scores[:, :1]
     top_ks = _column([row.params.top_k or num_candidates for row in rows], scores.device)
     ranks = torch.arange(num_candidates, device=scores.device)
-    kept_scores = top_scores.masked_fill(ranks >= top_ks, float("-inf"))
-    # Without top-k the mass is that of the whole vocabulary; with it, that of the k kept.
-    has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=scores.device)
-    log_mass = torch.where(has_top_k, kept_scores.logsumexp(dim=-1), scores.logsumexp(dim=-1))
+    kept_scores = _at_temperature(top_scores, largest, rows).masked_fill_(ranks >= top_ks, float("-inf"))
+    log_mass = kept_scores.logsumexp(dim=-1)
+    if not has_all_top_k:  # without top-k the mass is that of the whole vocabulary
+        has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=scores.device)
+        scaled = _at_temperature(scores, largest, rows)
+        log_mass = torch.where(has_top_k, log_mass, scaled.logsumexp(dim=-1))
     probs = (kept_scores - log_mass[:, None]).exp()  # [B, K]
-    top_ps = _column([row.params.top_p for row in rows], scores.device)
+    top_ps, uniforms = _column([row.params.top_p for row in rows], scores.device), _uniforms(rows, scores.device)
     picks = _invert_cdf(_nucleus(probs, top_ps), uniforms)
     token_ids = top_ids.gather(1, picks[:, None])[:, 0]
+    if has_all_top_k:
+        return token_ids
 
     is_spread = ~has_top_k & (probs.sum(dim=-1) < top_ps[:, 0])
     for i in is_spread.nonzero()[:, 0].tolist():  # the nucleus is wider than the candidates: the exact, slow way
-        sorted_scores, sorted_ids = scores[i].sort(descending=True)
+        sorted_scores, sorted_ids = scaled[i].sort(descending=True)
         pick = _invert_cdf(_nucleus(sorted_scores.softmax(dim=-1)[None], top_ps[i : i + 1]), uniforms[i : i + 1])
         token_ids[i] = sorted_ids[pick[0]]
     return token_ids
+
+
+def _at_temperature(scores: Tensor, largest: Tensor, rows: list[SamplingRow]) -> Tensor:
+    """`[B, …]` with each row's largest `[B, 1]` at 0."""
+    temperatures = [min(max(row.params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) for row in rows]
+    return (scores - largest).div_(_column(temperatures, scores.device))
+
+
+def _uniforms(rows: list[SamplingRow], device: torch.device) -> Tensor:
+    return _column([row.uniform for row in rows], device)  # [B, 1]
 
 
 def _nucleus(probs: Tensor, top_ps: Tensor) -> Tensor:

@@ -87,3 +87,17 @@ def test_the_arg_max_is_the_first_of_the_largest(dtype, vocab_size):
     forbidden = torch.full((2, vocab_size), float("-inf"), dtype=dtype)
     forbidden[:, -1] = -1e4
     assert kernels.argmax(forbidden).tolist() == [vocab_size - 1] * 2
+
+
+@pytest.mark.parametrize("count", [1, 5, 50, 256])
+@pytest.mark.parametrize("vocab_size", [7, 97, 1031, 50257])
+def test_the_largest_come_in_order_and_of_equal_ones_the_first(vocab_size, count):
+    count = min(count, vocab_size)
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(4))
+    logits[1, vocab_size // 2 :] = float("-inf")
+    logits[2] = logits[2].round()  # with many equal ones
+    values, ids = kernels.topk(logits, count)
+    expected_values, expected_ids = logits.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(values, expected_values[:, :count])
+    if kernels._library is not None:
+        assert torch.equal(ids, expected_ids[:, :count])
