@@ -214,7 +214,7 @@ def own_logprobs(logits: Tensor, token_ids: list[int], num_top: list[int | None]
 
 def top_tokens(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
     """The `count` likeliest tokens of each row of `[B, V]`, as (token id, log-probability), the likeliest first."""
-    values, indices = logprobs.topk(min(count, logprobs.shape[1]), dim=-1)
+    values, indices = topk(logprobs, min(count, logprobs.shape[1]))
     return [tuple(zip(*row, strict=True)) for row in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
