@@ -75,9 +75,9 @@ async def requests_per_second_of_engine(engine: AsyncEngine, prefixes: Sequence[
     async def keep_asking(number: int, prefix: Prefix) -> None:
         for round_number in range(num_rounds):
             prompt = tuple(random.Random(number).choices(range(1, 4000), k=NUM_PROMPT_TOKENS))
-            with engine.submitted(Request(f"{number}-{round_number}", "default", prompt, prefix, params)) as mailbox:
-                while not any(map(is_last, await mailbox.take(MAX_SECONDS))):
-                    pass
+            request = Request(f"{number}-{round_number}", "default", prompt, prefix, params)
+            with engine.submitted(request, read=is_last) as mailbox:
+                await mailbox.wait(MAX_SECONDS)
 
     started_at = time.perf_counter()
     await asyncio.gather(*(keep_asking(number, prefix) for number, prefix in enumerate(prefixes)))

@@ -11,9 +11,11 @@ from typing import Any
 from prefix_store.tasks import Served
 from server.asked import Asked
 from server.generation import Generation
+from server.reading import Sample
 from server.rows import Row, Token, finite
-from server.running import Sample
 from server.text import Tokenizer
+
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # json.dumps would make one for each event
 
 
 def body_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def event_of(index: int, token: Token, sample: Sample, is_last: bool) -> bytes:
 
 def sse(event: Mapping[str, Any]) -> bytes:
     """One server-sent event. ASCII only: some readers take U+2028 and others for the end of a line."""
-    return b"data: " + json.dumps(event, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n\n"
+    return b"data: %b\n\n" % ENCODER.encode(event).encode("ascii")
 
 
 def first_headers(samples: Sequence[Sample]) -> dict[str, str]:
@@ -76,7 +78,7 @@ def final_headers(samples: Sequence[Sample]) -> dict[str, str]:
         "x-generated-tokens": str(num_generated_tokens(samples)),
         "x-total-time": _ms(total),
         "x-inference-time": _ms(inference),
-        "x-time-per-token": _ms(inference / max(1, len(samples[0].row.tokens))),
+        "x-time-per-token": _ms(inference / max(1, samples[0].row.num_tokens)),
     }
 
 
@@ -87,7 +89,7 @@ def num_prompt_tokens(samples: Sequence[Sample]) -> int:
 
 
 def num_generated_tokens(samples: Sequence[Sample]) -> int:
-    return sum(len(sample.row.tokens) for sample in samples)
+    return sum(sample.row.num_tokens for sample in samples)
 
 
 def full_text(generation: Generation, row: Row) -> str:
@@ -128,7 +130,7 @@ def _sequence(generation: Generation, row: Row, tokenizer: Tokenizer) -> dict[st
     top_tokens = [[_token(top) for top in token.top] for token in row.tokens]
     return {
         "finish_reason": row.finish_reason,
-        "generated_tokens": len(row.tokens),
+        "generated_tokens": row.num_tokens,
         "seed": generation.seed,
         "prefill": _prefill(generation, row, tokenizer) if generation.parameters.decoder_input_details else [],
         "tokens": [_token(token) for token in row.tokens],
@@ -148,7 +150,7 @@ def _stream_details(generation: Generation, row: Row) -> dict[str, Any]:
         "finish_reason": row.finish_reason,
         "prompt_tokens": generation.num_prompt_tokens,
         "input_length": generation.num_prompt_tokens,
-        "generated_tokens": len(row.tokens),
+        "generated_tokens": row.num_tokens,
         "prefix_tokens": generation.asked.num_prefix_tokens,
         "seed": generation.seed,
         "steps": list(row.steps),

@@ -16,7 +16,7 @@ from prefix_store.prefix import Prefix
 from server.channel import LoopChannel
 from server.engine_messages import Death, Pulse, Work
 from server.errors import ServerError, Unavailable
-from server.mailboxes import Mailbox
+from server.mailboxes import Mailbox, Read
 from server.room import Room
 from server.sent_prefixes import SentPrefixes
 
@@ -102,15 +102,17 @@ class AsyncEngine:
         check_request(work, self._capacity)
 
     @contextlib.contextmanager
-    def submitted(self, *works: Work, num_rows: int = 1, max_queued: int | None = None) -> Iterator[Mailbox]:
+    def submitted(
+        self, *works: Work, read: Read, num_rows: int = 1, max_queued: int | None = None
+    ) -> Iterator[Mailbox]:
         """Queue one tenant's works, all at once, for as long as the block runs. Their letters come into one mailbox.
 
-        Leaving the block, in whatever way, aborts what is not finished. `num_rows` is how many slots each work will
-        take, `max_queued` how many rows of the tenant may wait. Raises as `check_room`.
+        Leaving the block, in whatever way, aborts what is not finished. `read` is the mailbox's; `num_rows` is how many
+        slots each work will take, `max_queued` how many rows of the tenant may wait. Raises as `check_room`.
         """
         tenant = works[0].tenant
         self.check_room(tenant, num_rows * len(works), max_queued)
-        mailbox = Mailbox(tenant, num_rows)
+        mailbox = Mailbox(tenant, num_rows, read)
         for work in works:
             self._mailboxes[work.request_id] = mailbox
             self._used[work.request_id] = work.prefixes if isinstance(work, Request) else ()
@@ -121,6 +123,7 @@ class AsyncEngine:
             yield mailbox
         finally:
             self.abort(*(work.request_id for work in works))
+            mailbox.close()
 
     def abort(self, *request_ids: str) -> None:
         """Free what these works hold; one that has ended is ignored."""
@@ -161,9 +164,9 @@ class AsyncEngine:
         for letter in pulse.letters:
             mailbox = self._mailboxes.get(letter.request_id)
             if mailbox is not None:
-                mailbox.put(letter)
                 if isinstance(letter, Compiled) or letter.finish_reason is not None:
                     self._forget(letter.request_id)
+                mailbox.put(letter)
         for request_id, reason in pulse.refusals:
             if (mailbox := self._mailboxes.get(request_id)) is not None:
                 mailbox.fail(RequestError(reason))

@@ -11,7 +11,8 @@ from server.errors import GenerationFailed, NotFinite, Unavailable
 from server.text import Detokenizer, StopStrings, Tokenizer, earliest
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
-FINISH_REASONS = {FinishReason.STOP: "eos_token", FinishReason.LENGTH: "length"}
+END_OF_TEXT, STOP_STRING = "eos_token", "stop_sequence"
+FINISH_REASONS = {FinishReason.STOP: END_OF_TEXT, FinishReason.LENGTH: "length"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,11 @@ class Row:
     def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str], has_beams: bool = False) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
+        self._stop_strings = tuple(stop_strings)
         self._stops = StopStrings(() if has_beams else stop_strings)
-        self._cuts = tuple(stop_strings) if has_beams else ()
-        self.tokens: list[Token] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._tokens: list[Token] = []
         self.prompt_logprobs: tuple[TokenLogprob, ...] = ()
         self.finish_reason: str | None = None
         self.admitted_at: float | None = None
@@ -45,17 +48,30 @@ class Row:
         self.steps = (0, 0)
 
     @property
+    def num_tokens(self) -> int:
+        return len(self._token_ids)
+
+    @property
+    def tokens(self) -> list[Token]:
+        """Made when they are asked for: most answers hold the text alone, which is cheaper to decode at once."""
+        self._write()
+        return self._tokens
+
+    @property
     def text(self) -> str:
-        text = "".join(token.text for token in self.tokens)
-        return text[: earliest(text, self._cuts)]
+        if self._stops.has_stopped:
+            return "".join(token.text for token in self._tokens)
+        said = self._token_ids[:-1] if self.finish_reason == END_OF_TEXT else self._token_ids
+        text = self._tokenizer.decode(said)
+        return text[: earliest(text, self._stop_strings)]
 
     @property
     def mean_logprob(self) -> float:
-        logprobs = [token.logprob for token in self.tokens if token.logprob is not None]
+        logprobs = [finite(entry.logprob) for entry in self._logprobs[: self.num_tokens]]
         return sum(logprobs) / len(logprobs) if logprobs else LOWEST_LOGPROB
 
-    def read(self, output: StepOutput) -> list[Token]:
-        """Take in one output and return its tokens, up to the one that ended the row.
+    def read(self, output: StepOutput) -> None:
+        """Take in one output, up to the token that ended the row.
 
         Raises `GenerationFailed`, `NotFinite` among it, where the engine failed this row, `Unavailable` where it gave
         it up.
@@ -70,25 +86,29 @@ class Row:
         self.admitted_at = output.admitted_at
         self.steps = (output.first_step, output.step)
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
-        num_before = len(self.tokens)
-        for i, token_id in enumerate(output.new_token_ids):
-            is_last = i == len(output.new_token_ids) - 1
-            reason = output.finish_reason if is_last else None
-            logprob = output.logprobs[i] if output.logprobs else None
-            self.tokens.append(self._token(token_id, logprob, reason))
-            if self._stops.has_stopped:
-                self.finish_reason = "stop_sequence"
-                break
-        else:
-            self.finish_reason = FINISH_REASONS[output.finish_reason] if output.finish_reason else None
-        return self.tokens[num_before:]
+        self._token_ids += output.new_token_ids
+        self._logprobs += output.logprobs
+        self.finish_reason = FINISH_REASONS[output.finish_reason] if output.finish_reason else None
+        if self._stops.has_any:
+            self._write()
 
-    def _token(self, token_id: int, logprob: TokenLogprob | None, reason: FinishReason | None) -> Token:
-        is_end_of_text = reason is FinishReason.STOP
+    def _write(self) -> None:
+        """Make the tokens that are still to be made; one that brings a stop string ends the row."""
+        for i in range(len(self._tokens), len(self._token_ids)):
+            self._tokens.append(self._token(i))
+            if self._stops.has_stopped:
+                del self._token_ids[i + 1 :]
+                self.finish_reason = STOP_STRING
+                break
+
+    def _token(self, i: int) -> Token:
+        token_id, reason = self._token_ids[i], self.finish_reason if i == len(self._token_ids) - 1 else None
+        is_end_of_text = reason == END_OF_TEXT
         text = self._added_text(token_id, is_end_of_text, reason is not None)
         special = is_end_of_text or self._tokenizer.is_special(token_id)
-        if logprob is None:
+        if not self._logprobs:
             return Token(token_id, text, None, special)
+        logprob = self._logprobs[i]
         return Token(token_id, text, finite(logprob.logprob), special, likeliest(self._tokenizer, logprob))
 
     def _added_text(self, token_id: int, is_end_of_text: bool, is_last: bool) -> str:

@@ -10,8 +10,8 @@ from server.answer_schemas import ContinuationAnswer, ScoredTokenAnswer
 from server.asked import find_asked
 from server.caller import Caller
 from server.generation import Generation, Prompt, plan, tokenize
+from server.reading import Sample
 from server.rows import finite
-from server.running import Sample
 from server.schemas import GenerateParameters, ScoreBody
 from server.services import Services
 from server.text import Tokenizer, render

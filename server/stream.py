@@ -4,12 +4,15 @@ Knows ASGI. Knows nothing of tokens.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
+
+from server.alarm import Alarm
 
 SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
@@ -58,13 +61,17 @@ class EventStream(StreamingResponse):
         """As the parent's, but a write that the reader holds up for too long ends the stream."""
 
         async def send_in_time(message: dict[str, object]) -> None:
-            try:
-                async with asyncio.timeout(self._reader_stall_timeout):
-                    await send(message)
-            except TimeoutError:
-                raise ClientDisconnect from None
+            stall.set(self._reader_stall_timeout)
+            await send(message)
+            stall.unset()
 
-        await super().stream_response(send_in_time)  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(None) as timeout:
+                stall = Alarm(lambda: timeout.reschedule(asyncio.get_running_loop().time()))
+                with contextlib.closing(stall):
+                    await super().stream_response(send_in_time)  # type: ignore[arg-type]
+        except TimeoutError:
+            raise ClientDisconnect from None
 
     async def _until_failure(self, first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         try:

@@ -93,8 +93,14 @@ class StopStrings:
         self._held = ""
         self.has_stopped = False
 
+    @property
+    def has_any(self) -> bool:
+        return bool(self._stop_strings)
+
     def push(self, text: str) -> str:
         """The text that is safe to give out; once a stop string has come, what was before it, and `has_stopped`."""
+        if not self.has_any:
+            return text
         self._held += text
         found = earliest(self._held, self._stop_strings)
         if found is not None:

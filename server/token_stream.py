@@ -14,7 +14,8 @@ from server.answers import first_headers, sse
 from server.error_bodies import error_body
 from server.errors import INTERNAL, kind_of
 from server.http import request_id_of, unless_disconnected
-from server.running import Added, Sample, run_streaming
+from server.reading import Added, Sample
+from server.running import run_streaming
 from server.services import Services
 from server.stream import EventStream
 

@@ -12,6 +12,7 @@ from prefix_store.formats import dump, max_file_bytes, parse
 from prefix_store.prefix import Prefix, PromptEmbeddings
 from prefix_store.tasks import Published
 from server.caller import Caller
+from server.engine_messages import Letter
 from server.errors import InvalidValue
 from server.generation import tokenize
 from server.rows import Row
@@ -78,14 +79,18 @@ async def try_out(services: Services, caller: Caller, candidate: Candidate) -> N
     )
     services.engine.check(request)
     row = Row(services.tokenizer, ())
-    with services.engine.submitted(request, max_queued=caller.principal.limits.max_queued) as mailbox:
+
+    def read(output: Letter) -> bool:
+        assert isinstance(output, StepOutput), "an answer to Compile in a request's mailbox"
+        if output.error is not None:
+            raise InvalidValue(f"the prefix does not run on this backbone: {output.error}")
+        row.read(output)
+        return row.finish_reason is not None
+
+    with services.engine.submitted(request, read=read, max_queued=caller.principal.limits.max_queued) as mailbox:
         patience = Patience(services, mailbox)
         while row.finish_reason is None:
-            for output in await patience.take():
-                assert isinstance(output, StepOutput), "an answer to Compile in a request's mailbox"
-                if output.error is not None:
-                    raise InvalidValue(f"the prefix does not run on this backbone: {output.error}")
-                row.read(output)
+            await patience.wait()
 
 
 async def publish(
@@ -113,8 +118,17 @@ async def _compile(
     services: Services, caller: Caller, work: Compile, upload: bytes, kind: str, backbone_checked: bool
 ) -> Candidate:
     services.engine.check(work)
-    with services.engine.submitted(work, max_queued=caller.principal.limits.max_queued) as mailbox:
-        (compiled,) = await Patience(services, mailbox).next()
+    compiled: Letter | None = None
+
+    def read(answer: Letter) -> bool:
+        nonlocal compiled
+        compiled = answer
+        return True
+
+    with services.engine.submitted(work, read=read, max_queued=caller.principal.limits.max_queued) as mailbox:
+        patience = Patience(services, mailbox)
+        while compiled is None:
+            await patience.wait()
     assert isinstance(compiled, Compiled), "a step's output in the mailbox of a Compile"
     if compiled.past_key_values is None:
         raise InvalidValue(f"the backbone could not compile it: {compiled.error}")

@@ -10,8 +10,9 @@ from itertools import accumulate, groupby
 from typing import Any, ClassVar, Protocol
 
 from server.answers import num_generated_tokens, num_prompt_tokens, sse
+from server.reading import Added, Sample
 from server.rows import Token, prompt_tokens
-from server.running import Added, Sample, best_first
+from server.running import best_first
 from server.text import UNFINISHED, Tokenizer
 
 FINISH_REASONS = {"eos_token": "stop", "stop_sequence": "stop", "length": "length"}
@@ -45,7 +46,8 @@ class TextForm:
     def whole(self, sample: Sample) -> dict[str, Any]:
         before = self.preceding(sample)
         text = "".join(token.text for token in before) + sample.row.text
-        return {"text": text, "logprobs": self._logprobs([*before, *sample.row.tokens], 0)}
+        tokens = [*before, *sample.row.tokens] if self.has_logprobs else []
+        return {"text": text, "logprobs": self._logprobs(tokens, 0)}
 
     def part(self, sample: Sample, tokens: Sequence[Token], start: int) -> dict[str, Any]:
         return {"text": "".join(token.text for token in tokens), "logprobs": self._logprobs(tokens, start)}
@@ -79,7 +81,7 @@ class ChatForm:
 
     def whole(self, sample: Sample) -> dict[str, Any]:
         message = {"role": "assistant", "content": sample.row.text}
-        return {"message": message, "logprobs": self._logprobs(sample.row.tokens)}
+        return {"message": message, "logprobs": self._logprobs(sample.row.tokens if self.has_logprobs else [])}
 
     def part(self, sample: Sample, tokens: Sequence[Token], start: int) -> dict[str, Any]:
         role = {"role": "assistant"} if tokens[0] is sample.row.tokens[0] else {}

@@ -13,7 +13,8 @@ from server.caller import caller_of
 from server.generation import prepare
 from server.http import read_json, unless_disconnected
 from server.openapi import STREAM, errors, json_body
-from server.running import Added, Sample, best_first, run, samples_of
+from server.reading import Added, Sample
+from server.running import best_first, run, samples_of
 from server.schemas import GenerateBody
 from server.services import services_of
 from server.token_stream import stream_rows

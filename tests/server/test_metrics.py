@@ -30,6 +30,21 @@ def test_the_gaps_between_a_rows_tokens_and_its_end_are_timed(start) -> None:  #
     assert metric(server, "e2e_request_latency_seconds_count") == 1
 
 
+def test_a_token_is_timed_when_it_comes_though_the_answer_is_written_at_its_end(start) -> None:  # type: ignore[no-untyped-def]
+    gate = Gate()
+    server = start(EchoEngine(before_step=gate))
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.generate, "abc")
+        gate.allow(2)
+        deadline = time.monotonic() + 20
+        while metric(server, "inter_token_latency_seconds_count") < 1:
+            assert time.monotonic() < deadline
+        assert metric(server, "time_to_first_token_seconds_count") == metric(server, "queue_seconds_count") == 1
+        assert not asked.done()
+        gate.open()
+        assert asked.result()["generated_text"] == "abc"
+
+
 def test_an_idle_engine_is_up_and_not_busy_and_has_all_its_slots(start) -> None:  # type: ignore[no-untyped-def]
     server = start()
     assert (metric(server, "engine_up"), metric(server, "engine_busy_seconds")) == (1, 0)
