@@ -21,6 +21,7 @@ from server.room import Room
 from server.sent_prefixes import SentPrefixes
 
 LOOK_AFTER = 0.01  # seconds past the moment of stalling, so that a look at that moment cannot come too early
+OVERSLEPT = 1.0  # seconds past its time at which a look tells of this process: it was stopped, or the machine was
 
 
 class EngineRun(Protocol):
@@ -200,6 +201,9 @@ class AsyncEngine:
             self._watch = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
+        assert self._watch is not None
+        if asyncio.get_running_loop().time() - self._watch.when() > OVERSLEPT and self._waits_since is not None:
+            self._waits_since = time.monotonic()  # what the engine has said meanwhile is still to be read
         self._watch = None
         if self.failure is not None:
             self._die(self.failure)

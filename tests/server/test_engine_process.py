@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,21 @@ def test_an_engine_that_hangs_is_ended_with_the_server(launch: Launch) -> None:
     assert (answer.status_code, answer.json()["error"]) == (503, "the engine has not answered for 0.3 s")
     assert server.popen.wait(20) == 1
     wait_until_gone(engine)
+
+
+def test_a_machine_that_stood_still_is_no_engine_that_hangs(launch: Launch) -> None:
+    server = launch(ENGINE_STALL_TIMEOUT="1")
+    processes = (engine_of(server), server.popen.pid)
+    os.kill(processes[0], signal.SIGSTOP)  # so that the engine has not answered when the machine goes on
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.generate, "a", max_new_tokens=1)
+        time.sleep(0.3)
+        os.kill(processes[1], signal.SIGSTOP)
+        time.sleep(3)
+        for process in reversed(processes):
+            os.kill(process, signal.SIGCONT)
+        assert asked.result()
+    assert server.http.get("/health").status_code == 200
 
 
 def test_signals_to_all_processes_leave_the_engine_to_the_server_and_it_does_not_outlive_it(launch: Launch) -> None:
