@@ -21,9 +21,9 @@ class Scheduler:
     """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
     bounded piece of waiting prompts.
 
-    While rows decode, a step's prompt tokens are at most as many as its decoding rows (but `min_prefill_tokens`, which
-    every mixture's rows fit in), so that a long prompt about doubles the gap between two tokens of the others, and no
-    more.
+    While rows decode, a step's prompt tokens are at most half as many again as its decoding rows (but
+    `min_prefill_tokens`, which every mixture's rows fit in): a prompt's token costs about half of what a decoding row
+    does, with its logits and its attention, so a long prompt does not double the gap between two tokens of the others.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Scheduler:
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
         """The same piece of its prompt for each row of a sequence."""
-        budget = max(self._min_prefill_tokens, num_decoding) if num_decoding else self._max_prefill_tokens
+        budget = max(self._min_prefill_tokens, num_decoding * 3 // 2) if num_decoding else self._max_prefill_tokens
         pieces: list[RowStep] = []
         for sequence in reading:
             num_rows = len(sequence.rows)
