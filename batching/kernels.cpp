@@ -170,7 +170,8 @@ void argmax(const T* logits, int64_t* indices, int64_t M, int64_t V) {
 }
 
 // logits [M, V] -> each row's K largest, the largest first and of equal ones the first: values and indices [M, K].
-// Of the largest of each BLOCK of the row, the K-th is a bound that at least K numbers reach; the rest is not sorted.
+// Of the largest of each BLOCK of the row, the K-th is a bound that at least K numbers reach; the rest is not sorted. NaN
+// is never among them; in a row with fewer than K numbers the first place fills up.
 void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64_t V, int64_t K) {
     constexpr int64_t BLOCK = 8 * LANES;
     const int64_t num_blocks = V / BLOCK;
@@ -179,8 +180,8 @@ void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64
         const float* const row = logits + m * V;
         std::vector<float> largest(num_blocks);
         for (int64_t b = 0; b < num_blocks; b++) {
-            floats x = load(row + b * BLOCK);
-            for (int64_t i = LANES; i < BLOCK; i += LANES) {
+            floats x = floats{} - INFINITY;
+            for (int64_t i = 0; i < BLOCK; i += LANES) {
                 const floats y = load(row + b * BLOCK + i);
                 x = y > x ? y : x;
             }
@@ -188,7 +189,7 @@ void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64
             for (int i = 1; i < LANES; i++) largest[b] = std::max(largest[b], x[i]);
         }
         float bound = -INFINITY;
-        if (num_blocks >= K) {
+        if (0 < K && K <= num_blocks) {
             std::vector<float> sorted = largest;
             std::nth_element(sorted.begin(), sorted.begin() + K - 1, sorted.end(), std::greater<float>());
             bound = sorted[K - 1];
@@ -198,9 +199,11 @@ void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64
             if (b == num_blocks || largest[b] >= bound)
                 for (int64_t v = b * BLOCK; v < std::min((b + 1) * BLOCK, V); v++)
                     if (row[v] >= bound) found.push_back(int32_t(v));
-        std::partial_sort(found.begin(), found.begin() + K, found.end(), [row](int32_t a, int32_t b) {
+        const auto middle = found.begin() + std::min(K, int64_t(found.size()));
+        std::partial_sort(found.begin(), middle, found.end(), [row](int32_t a, int32_t b) {
             return row[a] > row[b] || (row[a] == row[b] && a < b);
         });
+        found.resize(std::max(K, int64_t(found.size())));
         for (int64_t k = 0; k < K; k++) values[m * K + k] = row[found[k]], indices[m * K + k] = found[k];
     }
 }

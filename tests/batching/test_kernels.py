@@ -89,7 +89,7 @@ def test_the_arg_max_is_the_first_of_the_largest(dtype, vocab_size):
     assert kernels.argmax(forbidden).tolist() == [vocab_size - 1] * 2
 
 
-@pytest.mark.parametrize("count", [1, 5, 50, 256])
+@pytest.mark.parametrize("count", [0, 1, 5, 50, 256])
 @pytest.mark.parametrize("vocab_size", [7, 97, 1031, 50257])
 def test_the_largest_come_in_order_and_of_equal_ones_the_first(vocab_size, count):
     count = min(count, vocab_size)
@@ -101,3 +101,13 @@ def test_the_largest_come_in_order_and_of_equal_ones_the_first(vocab_size, count
     assert torch.equal(values, expected_values[:, :count])
     if kernels._library is not None:
         assert torch.equal(ids, expected_ids[:, :count])
+
+
+def test_rows_that_are_no_numbers_cost_no_more_than_their_own_result():
+    logits = torch.randn(3, 1031, generator=torch.Generator().manual_seed(5))
+    clean = kernels.topk(logits, 8)
+    logits[1] = float("nan")
+    values, ids = kernels.topk(logits, 8)
+    assert torch.equal(values[[0, 2]], clean[0][[0, 2]])
+    assert ids.min() >= 0
+    assert ids.max() < 1031
