@@ -58,7 +58,8 @@ def test_a_missing_file_is_told_at_the_start(tmp_path: Path) -> None:
     async def start() -> Log:
         log = Log()
         async with store_inspected(store, log, num_damaged):  # type: ignore[arg-type]
-            return log
+            await asyncio.wait_for(log.has_told.wait(), 10)
+        return log
 
     assert "missing" in str(asyncio.run(start()).told[0])
     assert registry.get_sample_value("damaged") == 1
