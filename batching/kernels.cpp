@@ -15,7 +15,8 @@ namespace {
 
 constexpr int LANES = 8;
 constexpr int CACHE_LINE = 64;  // bytes
-constexpr int CHUNKS = 32;      // of a step's heads: enough to share out evenly, few enough that neighbours stay together
+constexpr int TOGETHER = 4;     // new tokens of a row that read its keys and values together
+constexpr int CHUNKS = 64;      // of a step's heads: enough to share out evenly, few enough that neighbours stay together
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
@@ -74,44 +75,82 @@ inline float sum(floats x) {
     return x[0] + x[1];
 }
 
+// The second where the first is NaN.
+inline floats larger(floats x, floats y) { return x > y ? x : y; }
+
+inline float largest_of(floats x) {
+    float largest = x[0];
+    for (int i = 1; i < LANES; i++) largest = std::max(largest, x[i]);
+    return largest;
+}
+
 // Ask for one position of a head to come into the second-level cache.
 template <int D, typename T>
 inline void ask_for(const T* position) {
     for (int d = 0; d < D; d += CACHE_LINE / sizeof(T)) __builtin_prefetch(position + d, 0, 2);
 }
 
-// One new token of one head over the first `length` positions. `scores` has room for `length` up to the next LANES.
-// A head of a slot is a stream too short for the processor to foresee, so the next head's is asked for meanwhile.
-template <int D, typename T>
-void attend_one(const T* query, const T* keys, const T* values, int64_t length, const T* next_keys, const T* next_values,
-                float* scores, T* output) {
+// Q new tokens of one head, the first of them over `length` positions, each next one over one more. Strides are of
+// the tokens' queries and outputs; `scores` has room for each one's, up to the next LANES.
+// Tokens together read each key and value once; what a token sums, and in which order, is the same as alone.
+template <int D, int Q, typename T>
+void attend_some(const T* query, int64_t query_stride, const T* keys, const T* values, int64_t length, const T* next_keys,
+                 const T* next_values, float* scores, T* output, int64_t output_stride) {
     constexpr int NUM_PIECES = D / LANES;
-    floats q[NUM_PIECES];
-    for (int i = 0; i < NUM_PIECES; i++) q[i] = load(query + i * LANES);
-
-    float largest = -INFINITY;
-    for (int64_t s = 0; s < length; s++) {
-        ask_for<D>(next_keys + s * D);
-        floats products{};
-        for (int i = 0; i < NUM_PIECES; i++) products += q[i] * load(keys + s * D + i * LANES);
-        scores[s] = sum(products);
-        largest = std::max(largest, scores[s]);
+    constexpr int AT_ONCE = Q == 1 ? NUM_PIECES : std::min(2, NUM_PIECES);  // as many sums as there are registers for
+    const int64_t end = length + Q - 1, room = (end + LANES - 1) / LANES * LANES;
+    floats q[Q][NUM_PIECES];
+#pragma GCC unroll 8
+    for (int t = 0; t < Q; t++)
+#pragma GCC unroll 8
+        for (int i = 0; i < NUM_PIECES; i++) q[t][i] = load(query + t * query_stride + i * LANES);
+    for (int64_t s = 0; s < end; s++) {
+        // A head of a slot is a stream too short for the processor to foresee, so the next head's is asked for meanwhile.
+        if (Q == 1) ask_for<D>(next_keys + s * D);
+        floats products[Q]{};
+#pragma GCC unroll 8
+        for (int i = 0; i < NUM_PIECES; i++) {
+            const floats key = load(keys + s * D + i * LANES);
+#pragma GCC unroll 8
+            for (int t = 0; t < Q; t++) products[t] += q[t][i] * key;
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < Q; t++) scores[t * room + s] = sum(products[t]);
     }
-    for (int64_t s = length; s % LANES; s++) scores[s] = -INFINITY;
 
-    floats totals{};
-    for (int64_t s = 0; s < length; s += LANES) {
-        const floats weights = exp_of_negative(load(scores + s) - largest);
-        totals += weights;
-        store(scores + s, weights);
+    floats totals[Q]{};
+#pragma GCC unroll 8
+    for (int t = 0; t < Q; t++) {
+        float* const own = scores + t * room;
+        std::fill(own + length + t, own + room, -INFINITY);
+        floats best = floats{} - INFINITY;
+        for (int64_t s = 0; s < room; s += LANES) best = larger(load(own + s), best);
+        const float largest = largest_of(best);
+        for (int64_t s = 0; s < room; s += LANES) {
+            const floats weights = exp_of_negative(load(own + s) - largest);
+            totals[t] += weights;
+            store(own + s, weights);
+        }
+        std::fill(own + length + t, own + end, 0);
     }
 
-    floats sums[NUM_PIECES]{};
-    for (int64_t s = 0; s < length; s++) {
-        ask_for<D>(next_values + s * D);
-        for (int i = 0; i < NUM_PIECES; i++) sums[i] += scores[s] * load(values + s * D + i * LANES);
+    for (int first = 0; first < NUM_PIECES; first += AT_ONCE) {
+        floats sums[Q][AT_ONCE]{};
+        for (int64_t s = 0; s < end; s++) {
+            if (Q == 1) ask_for<D>(next_values + s * D);
+#pragma GCC unroll 8
+            for (int i = 0; i < AT_ONCE; i++) {
+                const floats value = load(values + s * D + (first + i) * LANES);
+#pragma GCC unroll 8
+                for (int t = 0; t < Q; t++) sums[t][i] += scores[t * room + s] * value;
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < Q; t++)
+#pragma GCC unroll 8
+            for (int i = 0; i < AT_ONCE; i++)
+                store(output + t * output_stride + (first + i) * LANES, sums[t][i] / sum(totals[t]));
     }
-    for (int i = 0; i < NUM_PIECES; i++) store(output + i * LANES, sums[i] / sum(totals));
 }
 
 // qkv [N, 3, H, D], the queries already scaled; keys, values [num_slots, H, S, D]; output [N, H, D];
@@ -121,7 +160,7 @@ template <int D, typename T>
 void attend(const T* qkv, T* keys, T* values, const int64_t* rows, T* output, int64_t R, int64_t H, int64_t S) {
 #pragma omp parallel
     {
-        std::vector<float> scores(S + LANES);
+        std::vector<float> scores(TOGETHER * (S + TOGETHER + LANES));
 #pragma omp for schedule(dynamic, (R * H + CHUNKS - 1) / CHUNKS)
         for (int64_t i = 0; i < R * H; i++) {
             const int64_t r = i / H, h = i % H, next = std::min(i + 1, R * H - 1);
@@ -134,9 +173,13 @@ void attend(const T* qkv, T* keys, T* values, const int64_t* rows, T* output, in
                 std::copy_n(part(t, 1), D, own_keys + (start + t) * D);
                 std::copy_n(part(t, 2), D, own_values + (start + t) * D);
             }
-            for (int64_t t = 0; t < count; t++)
-                attend_one<D>(part(t, 0), own_keys, own_values, start + t + 1, keys + place(next), values + place(next),
-                              scores.data(), output + ((first + t) * H + h) * D);
+            for (int64_t t = 0; t < count;) {
+                const bool is_one = count - t < TOGETHER;
+                (is_one ? attend_some<D, 1, T> : attend_some<D, TOGETHER, T>)(
+                    part(t, 0), 3 * H * D, own_keys, own_values, start + t + 1, keys + place(next), values + place(next),
+                    scores.data(), output + ((first + t) * H + h) * D, H * D);
+                t += is_one ? 1 : TOGETHER;
+            }
         }
     }
 }
@@ -181,12 +224,8 @@ void topk(const float* logits, float* values, int64_t* indices, int64_t M, int64
         std::vector<float> largest(num_blocks);
         for (int64_t b = 0; b < num_blocks; b++) {
             floats x = floats{} - INFINITY;
-            for (int64_t i = 0; i < BLOCK; i += LANES) {
-                const floats y = load(row + b * BLOCK + i);
-                x = y > x ? y : x;
-            }
-            largest[b] = x[0];
-            for (int i = 1; i < LANES; i++) largest[b] = std::max(largest[b], x[i]);
+            for (int64_t i = 0; i < BLOCK; i += LANES) x = larger(load(row + b * BLOCK + i), x);
+            largest[b] = largest_of(x);
         }
         float bound = -INFINITY;
         if (0 < K && K <= num_blocks) {

@@ -9,6 +9,9 @@ from typing import Protocol
 from batching.fairness import FairShare
 from batching.sequence import Row, RowStep, Sequence
 
+# A token that reads so many positions costs twice what one costs that reads none.
+DOUBLING_POSITIONS = 1024
+
 
 class SlotPool(Protocol):
     @property
@@ -21,13 +24,14 @@ class Scheduler:
     """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
     bounded piece of waiting prompts.
 
-    While rows decode, a step's prompt tokens are at most half as many again as its decoding rows (but
-    `min_prefill_tokens`, which every mixture's rows fit in): a prompt's token costs about half of what a decoding row
-    does, with its logits and its attention, so a long prompt does not double the gap between two tokens of the others.
+    While rows decode, a step's prompt tokens are at most half as many again as its decoding rows, or
+    `min_prefill_tokens`, which every mixture's rows fit in; and fewer, the further they are into their row. A prompt's
+    token costs about half of what a decoding row does, since it has no logits, so that a long prompt does not double
+    the gap between two tokens of the others.
     """
 
     def __init__(
-        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 32, max_prefill_tokens: int = 512
+        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 24, max_prefill_tokens: int = 512
     ) -> None:
         self._slots = slots
         self._fair_share = fair_share
@@ -100,13 +104,16 @@ class Scheduler:
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
         """The same piece of its prompt for each row of a sequence."""
-        budget = max(self._min_prefill_tokens, num_decoding * 3 // 2) if num_decoding else self._max_prefill_tokens
+        budget: float = self._max_prefill_tokens
+        if num_decoding:
+            budget = max(self._min_prefill_tokens, num_decoding * 3 // 2)
         pieces: list[RowStep] = []
         for sequence in reading:
             num_rows = len(sequence.rows)
-            if budget < num_rows:
+            cost = num_rows * (1 + sequence.rows[0].num_cached / DOUBLING_POSITIONS)  # of one token of each row
+            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), int(budget / cost))
+            if num_tokens == 0:
                 break
-            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), budget // num_rows)
             pieces += [RowStep(sequence, row, num_tokens) for row in sequence.rows]
-            budget -= num_tokens * num_rows
+            budget -= num_tokens * cost
         return pieces

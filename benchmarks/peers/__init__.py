@@ -1,0 +1,1 @@
+"""Our engine beside others, each in an environment of its own: `python -m benchmarks.peers`."""
