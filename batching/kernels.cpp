@@ -212,6 +212,29 @@ void argmax(const T* logits, int64_t* indices, int64_t M, int64_t V) {
     }
 }
 
+// logits [M, V] -> the logarithm of the sum of each row's exponentials. Sums of a piece are in float32, their sum is not.
+void logsumexp(const float* logits, float* results, int64_t M, int64_t V) {
+    constexpr int64_t PIECE = 128 * LANES;
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; m++) {
+        const float* const row = logits + m * V;
+        const int64_t whole = V / LANES * LANES;
+        floats best = floats{} - INFINITY;
+        for (int64_t v = 0; v < whole; v += LANES) best = larger(load(row + v), best);
+        float largest = largest_of(best);
+        for (int64_t v = whole; v < V; v++) largest = std::max(largest, row[v]);
+        double total = 0;
+        for (int64_t start = 0; start < whole; start += PIECE) {
+            floats sums{};
+            for (int64_t v = start; v < std::min(start + PIECE, whole); v += LANES)
+                sums += exp_of_negative(load(row + v) - largest);
+            total += sum(sums);
+        }
+        for (int64_t v = whole; v < V; v++) total += std::exp(row[v] - largest);
+        results[m] = float(largest + std::log(total));
+    }
+}
+
 // logits [M, V] -> each row's K largest, the largest first and of equal ones the first: values and indices [M, K].
 // Of the largest of each BLOCK of the row, the K-th is a bound that at least K numbers reach; the rest is not sorted. NaN
 // is never among them; in a row with fewer than K numbers the first place fills up.
@@ -267,6 +290,7 @@ ATTEND(attend_float32, float)
 ATTEND(attend_bfloat16, bfloat16)
 void argmax_float32(const float* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
 void argmax_bfloat16(const bfloat16* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
+void logsumexp_float32(const float* logits, float* results, int64_t M, int64_t V) { logsumexp(logits, results, M, V); }
 void topk_float32(const float* logits, float* values, int64_t* indices, int64_t M, int64_t V, int64_t K) {
     topk(logits, values, indices, M, V, K);
 }

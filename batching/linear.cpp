@@ -112,7 +112,7 @@ void linear(const int32_t* x, const float* row_scales, int64_t M, int64_t W, con
         nullptr, multiply<Number, 1, Out>, multiply<Number, 2, Out>, multiply<Number, 3, Out>, multiply<Number, 4, Out>,
         multiply<Number, 5, Out>, multiply<Number, 6, Out>, multiply<Number, 7, Out>, multiply<Number, 8, Out>};
     const int64_t P = (columns.N + WIDTH - 1) / WIDTH, num_blocks = (M + ROWS - 1) / ROWS;
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)  // a thread that another process holds up leaves the rest to the others
     for (int64_t p = 0; p < P; p++)
         for (int64_t b = 0; b < num_blocks; b++) {
             // The first blocks ask for the next panel, PIECES lines a word, all together. One block alone only reads, and

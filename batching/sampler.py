@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from batching.kernels import argmax, topk
+from batching.kernels import argmax, logsumexp, topk
 from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
@@ -146,7 +146,7 @@ def _draw_truncated(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
     if not has_all_top_k:  # without top-k the mass is that of the whole vocabulary
         has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=scores.device)
         scaled = _at_temperature(scores, largest, rows)
-        log_mass = torch.where(has_top_k, log_mass, scaled.logsumexp(dim=-1))
+        log_mass = torch.where(has_top_k, log_mass, logsumexp(scaled))
     probs = (kept_scores - log_mass[:, None]).exp()  # [B, K]
     top_ps, uniforms = _column([row.params.top_p for row in rows], scores.device), _uniforms(rows, scores.device)
     picks = _invert_cdf(_nucleus(probs, top_ps), uniforms)
@@ -204,18 +204,25 @@ def own_logprobs(logits: Tensor, token_ids: list[int], num_top: list[int | None]
     wanted = [i for i, count in enumerate(num_top) if count is not None]
     if not wanted:
         return results
-    logprobs = logits[wanted].log_softmax(dim=-1)
-    chosen = logprobs.gather(1, torch.tensor([token_ids[i] for i in wanted], device=logits.device)[:, None])[:, 0]
-    tops = top_tokens(logprobs, max(num_top[i] or 0 for i in wanted))
-    for i, logprob, top in zip(wanted, chosen.tolist(), tops, strict=True):
+    own = logits if len(wanted) == len(logits) else logits[wanted]
+    log_mass = logsumexp(own)[:, None]  # [B, 1]
+    chosen = own.gather(1, torch.tensor([token_ids[i] for i in wanted], device=logits.device)[:, None]) - log_mass
+    tops = top_tokens(own, max(num_top[i] or 0 for i in wanted), log_mass)
+    for i, (logprob,), top in zip(wanted, chosen.tolist(), tops, strict=True):
         results[i] = TokenLogprob(token_ids[i], logprob, top[: num_top[i]])
     return results
 
 
-def top_tokens(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
-    """The `count` likeliest tokens of each row of `[B, V]`, as (token id, log-probability), the likeliest first."""
-    values, indices = topk(logprobs, min(count, logprobs.shape[1]))
-    return [tuple(zip(*row, strict=True)) for row in zip(indices.tolist(), values.tolist(), strict=True)]
+def top_tokens(scores: Tensor, count: int, log_mass: Tensor | float = 0.0) -> list[tuple[tuple[int, float], ...]]:
+    """The `count` likeliest tokens of each row of `[B, V]`, as (token id, log-probability), the likeliest first.
+
+    `scores` are log-probabilities, or logits whose exponentials sum up to that of `log_mass` `[B, 1]`.
+    """
+    if count == 0:
+        return [()] * len(scores)
+    values, indices = topk(scores, min(count, scores.shape[1]))
+    logprobs = (values - log_mass).tolist()
+    return [tuple(zip(*row, strict=True)) for row in zip(indices.tolist(), logprobs, strict=True)]
 
 
 def _column(numbers: list[float], device: torch.device) -> Tensor:

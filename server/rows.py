@@ -137,6 +137,8 @@ def prompt_tokens(tokenizer: Tokenizer, token_ids: Sequence[int], logprobs: Sequ
 
 def likeliest(tokenizer: Tokenizer, logprob: TokenLogprob) -> tuple[Token, ...]:
     """The most likely tokens at a token's place, each as it reads alone."""
+    if not logprob.top:
+        return ()
     return tuple(
         Token(token_id, tokenizer.decode([token_id]), finite(logprob), tokenizer.is_special(token_id))
         for token_id, logprob in logprob.top

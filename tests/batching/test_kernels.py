@@ -111,3 +111,13 @@ def test_rows_that_are_no_numbers_cost_no_more_than_their_own_result():
     assert torch.equal(values[[0, 2]], clean[0][[0, 2]])
     assert ids.min() >= 0
     assert ids.max() < 1031
+
+
+@pytest.mark.parametrize("vocab_size", [1, 7, 97, 50257])
+def test_the_logarithm_of_the_sum_of_exponentials_is_that_of_float64(vocab_size):
+    logits = 4 * torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(6))
+    logits[1, 1:] = float("-inf")
+    logits[2] -= 1000
+    logits[3] = 0
+    found = kernels.logsumexp(logits)
+    torch.testing.assert_close(found.double(), logits.double().logsumexp(dim=-1), rtol=2e-7, atol=2e-6)
