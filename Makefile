@@ -7,7 +7,7 @@ TORCH_ARGS ?=
 BENCH ?= engine
 TYPESCRIPT := clients/typescript
 
-.PHONY: venv demo test test-fleet test-clients test-typescript typescript-types test-browser check format bench torture check-deploy image image-test sbom
+.PHONY: venv demo test test-docs test-fleet test-clients test-typescript typescript-types test-browser check format docs bench torture check-deploy image image-test sbom
 .DEFAULT_GOAL := test
 
 venv: $(VENV)/.installed
@@ -23,6 +23,10 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# The commands that the documents show, typed page by page against real servers.
+test-docs: venv
+	$(BIN)/python -m pytest -m documents tests/docs
 
 # Other people's clients, unmodified, against a server of ours. Their pins contradict each other, so there are two more
 # environments; huggingface_hub 2 is in our own.
@@ -74,6 +78,10 @@ check: venv
 format: venv
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages of docs/ as a site, in build/site. A link that leads nowhere is an error.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: venv
 	$(BIN)/python -m benchmarks.$(BENCH)

@@ -1,4 +1,4 @@
-"""Every route and every body of the HTTP API, written into api.md while the site is built, from the server's own document.
+"""Every route and body of the HTTP API, written into api.md while the site is built, from the server's own document.
 
 Run by mkdocs on each page's Markdown. Knows OpenAPI 3.1 as far as the server's document uses it. Knows nothing of what
 the routes do.
@@ -17,12 +17,12 @@ BOUNDS = {
     "exclusiveMinimum": "> {}",
     "maximum": "≤ {}",
     "exclusiveMaximum": "< {}",
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {}",
-    "maxItems": "at most {}",
-    "minProperties": "at least {}",
-    "maxProperties": "at most {}",
+    "minLength": "≥ {} long",
+    "maxLength": "≤ {} long",
+    "minItems": "≥ {} of them",
+    "maxItems": "≤ {} of them",
+    "minProperties": "≥ {} of them",
+    "maxProperties": "≤ {} of them",
     "pattern": "`{}`",
 }
 Json = Mapping[str, Any]
@@ -54,9 +54,9 @@ def tag_of(operation: Json) -> str:
 
 
 def route(path: str, method: str, operation: Json) -> Iterator[str]:
-    key = "A key is asked for where the server has any." if operation.get("security") else "Open to everybody."
-    yield from (f"### {method.upper()} {path}", "")
-    yield from (f"**{operation['summary']}.** {one_line(operation.get('description', ''))} {key}", "")
+    is_open = "" if operation.get("security") else "Asks for no key."
+    said = [f"**{operation['summary']}.**", one_line(operation.get("description", "")), is_open]
+    yield from (f"### {method.upper()} {path}", "", " ".join(filter(None, said)), "")
     if parameters := operation.get("parameters"):
         yield from ("| parameter | in | what |", "|---|---|---|")
         for each in parameters:
@@ -107,16 +107,18 @@ def what(schema: Json, is_required: bool) -> str:
 
 
 def contents(content: Json) -> str:
+    """What a body may be. FastAPI adds JSON without a schema to what a route says itself; that is left out."""
+    told = {media_type: media for media_type, media in content.items() if media.get("schema")} or content
     return " or ".join(
         f"{kind(media['schema'])} as `{media_type}`" if media.get("schema") else f"`{media_type}`"
-        for media_type, media in content.items()
+        for media_type, media in told.items()
     )
 
 
 def kind(schema: Json) -> str:
     """A schema in few words, bounds included."""
     bounds = [form.format(schema[name]) for name, form in BOUNDS.items() if name in schema]
-    return ", ".join([bare_kind(schema), *bounds])
+    return bare_kind(schema) + (f" ({', '.join(bounds)})" if bounds else "")
 
 
 def bare_kind(schema: Json) -> str:
@@ -137,7 +139,7 @@ def bare_kind(schema: Json) -> str:
         case {"type": "object", "additionalProperties": dict(values)} if values:
             return f"object of {kind(values)}"
         case {"type": "string", "format": text_form}:
-            return f"string ({text_form})"
+            return f"string as {text_form}"
         case {"type": str(name)}:
             return name
     return "anything"
