@@ -37,6 +37,9 @@ from server.engine_messages import (
 )
 from server.tokenizer_loading import load_tokenizer
 
+# A forward pass fills all cores for tens of milliseconds; what the server has to do meanwhile is short, and comes first
+NICENESS = 10
+
 
 class EngineLike(Protocol):
     """What is asked of an engine; `batching.engine.Engine` is one."""
@@ -155,6 +158,7 @@ def main() -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)  # they may be sent to all processes: draining is the server's
     disable_progress_bar()  # transformers' own, which would stand between the lines of the server's log
+    os.nice(NICENESS)
     sock = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=end_with, args=[sock], daemon=True).start()
     channel = Channel(sock)
