@@ -6,6 +6,7 @@ Nothing is run here.
 import importlib.util
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -70,9 +71,11 @@ def wrong_in_ours(words: list[str], is_whole: bool) -> str | None:
 def wrong_in_benchmark(module: str, words: list[str]) -> str | None:
     """Options are looked for in the module's source, and in that of the parser that several share."""
     spec = importlib.util.find_spec(module)
+    if spec is not None and spec.submodule_search_locations is not None:  # a package is run by its `__main__`
+        spec = importlib.util.find_spec(f"{module}.__main__")
     if spec is None or spec.origin is None:
         return f"no module {module}"
-    sources = [(ROOT / f"{module.replace('.', '/')}.py").read_text(), (ROOT / "benchmarks/small.py").read_text()]
+    sources = [Path(spec.origin).read_text(), (ROOT / "benchmarks/small.py").read_text()]
     shared = "parse_arguments(" in sources[0]
     known = {option for source in sources[: 1 + shared] for option in OPTION.findall(source)}
     unknown = [word for word in words if word.startswith("--") and word not in known]
