@@ -97,7 +97,7 @@ def test_an_alarm_that_is_put_off_rings_once_and_at_its_last_moment() -> None:
         alarm.set(0.01)
         alarm.set(0.05)
         await rung.wait()
-        assert rung_at[0] - begun_at >= 0.05
+        assert rung_at[0] >= begun_at + 0.05
         alarm.set(3600)
         alarm.set(0.01)
         rung.clear()
