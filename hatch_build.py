@@ -27,12 +27,15 @@ class KernelsHook(BuildHookInterface[Any]):
         if self.target_name != "wheel" or platform.system() != "Linux" or platform.machine() != "x86_64":
             return
         folder = Path(self.root) / "batching"
-        try:
-            for source, library, processors in LIBRARIES:
+        for source, library, processors in LIBRARIES:
+            try:
                 subprocess.run(["g++", *FLAGS, *processors, folder / source, "-o", folder / library], check=True)
-                build_data["artifacts"].append(f"/batching/{library}")
-        except (OSError, subprocess.CalledProcessError) as error:
-            self.app.display_warning(f"the kernels were not compiled, and the engine will be slower: {error}")
-            return
-        build_data["pure_python"] = False
-        build_data["tag"] = "py3-none-linux_x86_64"  # depends on the processor, not on Python
+            except (
+                OSError,
+                subprocess.CalledProcessError,
+            ) as error:  # no compiler, or one too old for these processors
+                self.app.display_warning(f"{library} was not compiled, and the engine will be slower: {error}")
+                continue
+            build_data["artifacts"].append(f"/batching/{library}")
+            build_data["pure_python"] = False
+            build_data["tag"] = "py3-none-linux_x86_64"  # depends on the processor, not on Python

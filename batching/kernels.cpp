@@ -1,6 +1,6 @@
-// The loops of a step for which torch has no fast form on CPUs: attention over the slots, and the largest of the
-// vocabulary's logits. Plain C functions over raw pointers, so that building needs neither torch's headers nor Python's; OpenMP's
-// threads are those that torch made. All arithmetic is in float32, whatever the cache holds.
+// The loops of a step for which torch has no fast form on CPUs: attention over the slots, and what is asked of the
+// vocabulary's logits. Plain C functions over raw pointers, so that building needs neither torch's headers nor Python's;
+// OpenMP's threads are those that torch made. Products and sums are in float32, whatever the cache holds.
 //
 // R rows of the step, N their new tokens, H heads, S positions of a slot (max_model_len), D head_dim
 

@@ -10,7 +10,6 @@ HTTP and no client. Turn by turn; the one that does not run only waits. GPT-2 sm
     python -m benchmarks.client_map [--pairs 3] [--inputs 1000] [--concurrency 64] [--dtype bfloat16] [--out FILE.json]
 """
 
-import argparse
 import contextlib
 import multiprocessing
 import random
@@ -22,8 +21,9 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES, default_dtype, load_backbone, resolve_device
+from batching.gpt2 import load_backbone
 from batching.types import Request, SamplingParams, StepOutput
+from benchmarks.arguments import device_and_dtype, make_parser
 from benchmarks.engine import NUM_NEW_TOKENS, NUM_ROWS, NUM_VIRTUAL_TOKENS
 from benchmarks.random_server import ServerSettings, random_model, random_prefixes, serving
 from benchmarks.report import finish
@@ -80,18 +80,14 @@ def requests_per_second_of_map(url: str, inputs: Sequence[str], concurrency: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="client.map against the engine alone")
+    parser = make_parser("client.map against the engine alone")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--model", type=Path, help="a folder; default: GPT-2 small's shape with random weights")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    device, dtype = device_and_dtype(args)
     with random_model() if args.model is None else contextlib.nullcontext(args.model) as model:
         backbone = load_backbone(str(model), str(device), dtype)
         engine = Engine(backbone, max_num_seqs=NUM_ROWS, max_model_len=MAX_MODEL_LEN)

@@ -38,9 +38,10 @@ from batching.engine import Engine
 from batching.gpt2 import Backbone
 from batching.types import Request, SamplingParams
 from benchmarks.alone import generate_alone
+from benchmarks.arguments import make_parser
 from benchmarks.products import Products
 from benchmarks.report import finish
-from benchmarks.small import MAX_MODEL_LEN, Small, make_small, parse_arguments, seconds_of
+from benchmarks.small import MAX_MODEL_LEN, Small, make_small, seconds_of
 from prefix_store.prefix import Prefix
 
 NUM_ROWS = 32
@@ -140,7 +141,9 @@ def of_steps(small: Small) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    args = parse_arguments("A step against its products; mixed tasks, sampling and fixed shapes against plain rows")
+    parser = make_parser("A step against its products; mixed tasks, sampling and fixed shapes against plain rows")
+    parser.add_argument("--pairs", type=int, default=9)
+    args = parser.parse_args()
     small = make_small(args, MAX_ROWS)
     engine, model, vocab_size = small.engine, small.model, small.model.config.vocab_size
     prefixes = [make_prefix(model.config, seed) for seed in range(MAX_ROWS)]

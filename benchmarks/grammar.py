@@ -21,8 +21,9 @@ from transformers import GPT2Config
 
 from batching.engine import Engine
 from batching.types import Request, SamplingParams
+from benchmarks.arguments import make_parser
 from benchmarks.report import finish
-from benchmarks.small import make_small, parse_arguments, seconds_of
+from benchmarks.small import make_small, seconds_of
 from server.constraints import GrammarFollower
 from server.grammar_compiler import Grammar
 from server.kept_grammars import OwnGrammar
@@ -76,7 +77,9 @@ def tokens_per_second(engine: Engine, requests: list[Request]) -> float:
 
 
 def main() -> None:
-    args = parse_arguments("Rows that follow a grammar against rows that do not")
+    parser = make_parser("Rows that follow a grammar against rows that do not")
+    parser.add_argument("--pairs", type=int, default=9)
+    args = parser.parse_args()
     config = GPT2Config()
     follower = GrammarFollower(made_up_tokenizer(config.vocab_size), config.eos_token_id)
     small = make_small(args, NUM_ROWS, constrain=follower.begin)

@@ -24,10 +24,9 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from itertools import accumulate
-from pathlib import Path
 
-from batching.gpt2 import DTYPES, default_dtype, resolve_device
 from batching.types import Request, SamplingParams, StepOutput
+from benchmarks.arguments import device_and_dtype, make_parser
 from benchmarks.load import Answer, Arrivals, Connection, generate, percentile
 from benchmarks.random_server import ServerSettings, random_model, random_prefixes, serving
 from benchmarks.report import finish
@@ -153,17 +152,13 @@ async def measure(args: argparse.Namespace, settings: ServerSettings) -> dict[st
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="HTTP and text against the engine alone")
+    parser = make_parser("HTTP and text against the engine alone")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--load", type=float, default=0.7)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    device, dtype = device_and_dtype(args)
     with random_model() as model:
         settings = ServerSettings(model, str(device), dtype, NUM_CLIENTS, MAX_MODEL_LEN)
         measured = asyncio.run(measure(args, settings))

@@ -12,17 +12,15 @@ first token one of 32. The rows are begun anew for each arrival, so that each fi
     python -m benchmarks.latency [--arrivals 20] [--dtype bfloat16] [--out FILE.json]
 """
 
-import argparse
 import gc
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES
 from batching.types import Request, SamplingParams, StepOutput
+from benchmarks.arguments import make_parser
 from benchmarks.engine import NUM_PROMPT_TOKENS, make_prefix, make_requests
 from benchmarks.report import finish
 from benchmarks.small import make_small
@@ -93,11 +91,8 @@ def arrive(engine: Engine, decoding: list[Request], long: Request, short: Reques
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A long prompt beside rows that decode")
+    parser = make_parser("A long prompt beside rows that decode")
     parser.add_argument("--arrivals", type=int, default=20)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
     small = make_small(args, num_slots=1)

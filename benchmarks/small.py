@@ -1,21 +1,21 @@
 """An engine of GPT-2 small's shape with random weights, as the benchmarks of the engine alone use it.
 
-Knows the command line that they share. Knows nothing of what is measured.
+Knows nothing of what is measured.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.engine import Engine
-from batching.gpt2 import DTYPES, Backbone, default_dtype, float_dtype_of, resolve_device
+from batching.gpt2 import Backbone, float_dtype_of
 from batching.types import Request, StepOutput
+from benchmarks.arguments import device_and_dtype
 
 MAX_MODEL_LEN = 256
 
@@ -27,16 +27,6 @@ class Small:
     engine: Engine
     model: GPT2LMHeadModel
     dtype: str
-
-
-def parse_arguments(description: str) -> argparse.Namespace:
-    """`pairs`, `device`, `dtype`, `out`."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
-    return parser.parse_args()
 
 
 def seconds_of(engine: Engine, requests: Sequence[Request]) -> float:
@@ -53,9 +43,8 @@ def seconds_of(engine: Engine, requests: Sequence[Request]) -> float:
 
 
 def make_small(args: argparse.Namespace, num_slots: int, **options: Any) -> Small:
-    """`options` are further ones of the engine's."""
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    """By the command line's `device` and `dtype`; `options` are further ones of the engine's."""
+    device, dtype = device_and_dtype(args)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config()).eval()
     backbone = Backbone.from_model(model, device=str(device), dtype=dtype)

@@ -17,7 +17,6 @@ token forbidden. In turns, each after lookups of its own kind that leave the cac
 Beside FILE.json it draws FILE.png.
 """
 
-import argparse
 import asyncio
 import random
 import statistics
@@ -32,8 +31,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from batching.gpt2 import DTYPES, default_dtype, resolve_device
 from batching.types import Request, SamplingParams
+from benchmarks.arguments import device_and_dtype, make_parser
 from benchmarks.embedded_server import free_port
 from benchmarks.http import engine_alone, is_last
 from benchmarks.many_tasks import TENANT, prefix_bytes, publish_many, spec_of, task_name
@@ -171,15 +170,11 @@ def draw(path: Path, ratios: Ratios) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Many tasks against one")
+    parser = make_parser("Many tasks against one")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    device = resolve_device(args.device)
-    dtype = default_dtype(device) if args.dtype == "auto" else args.dtype
+    device, dtype = device_and_dtype(args)
     with random_model() as model, tempfile.TemporaryDirectory(prefix="polyprefix-") as temporary:
         folder, spec = Path(temporary), spec_of(model)
         for num_tasks in NUMS_OF_TASKS:

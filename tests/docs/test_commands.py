@@ -75,8 +75,8 @@ def wrong_in_benchmark(module: str, words: list[str]) -> str | None:
         spec = importlib.util.find_spec(f"{module}.__main__")
     if spec is None or spec.origin is None:
         return f"no module {module}"
-    sources = [Path(spec.origin).read_text(), (ROOT / "benchmarks/small.py").read_text()]
-    shared = "parse_arguments(" in sources[0]
+    sources = [Path(spec.origin).read_text(), (ROOT / "benchmarks/arguments.py").read_text()]
+    shared = "make_parser(" in sources[0]
     known = {option for source in sources[: 1 + shared] for option in OPTION.findall(source)}
     unknown = [word for word in words if word.startswith("--") and word not in known]
     return f"no option {unknown}" if unknown else None
