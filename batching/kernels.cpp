@@ -212,6 +212,24 @@ void argmax(const T* logits, int64_t* indices, int64_t M, int64_t V) {
     }
 }
 
+// logits [M, V] -> the same, but -inf where a row's bit [M, ceil(V / 8)], the lowest of a byte first, is not set.
+void restrict(const float* logits, const uint8_t* allowed, float* kept, int64_t M, int64_t V) {
+    constexpr int BYTE = 8;
+    static_assert(LANES == BYTE);
+    const ints places = {1, 2, 4, 8, 16, 32, 64, 128};
+    const floats nothing = floats{} - INFINITY;
+#pragma omp parallel for
+    for (int64_t m = 0; m < M; m++) {
+        const float* const row = logits + m * V;
+        const uint8_t* const bits = allowed + m * ((V + BYTE - 1) / BYTE);
+        float* const result = kept + m * V;
+        for (int64_t i = 0; i < V / BYTE; i++)
+            store(result + i * BYTE, (places & int32_t(bits[i])) != 0 ? load(row + i * BYTE) : nothing);
+        for (int64_t v = V / BYTE * BYTE; v < V; v++)
+            result[v] = bits[v / BYTE] >> v % BYTE & 1 ? row[v] : -INFINITY;
+    }
+}
+
 // logits [M, V] -> the logarithm of the sum of each row's exponentials. Sums of a piece are in float32, their sum is not.
 void logsumexp(const float* logits, float* results, int64_t M, int64_t V) {
     constexpr int64_t PIECE = 128 * LANES;
@@ -290,6 +308,9 @@ ATTEND(attend_float32, float)
 ATTEND(attend_bfloat16, bfloat16)
 void argmax_float32(const float* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
 void argmax_bfloat16(const bfloat16* logits, int64_t* indices, int64_t M, int64_t V) { argmax(logits, indices, M, V); }
+void restrict_float32(const float* logits, const uint8_t* allowed, float* kept, int64_t M, int64_t V) {
+    restrict(logits, allowed, kept, M, V);
+}
 void logsumexp_float32(const float* logits, float* results, int64_t M, int64_t V) { logsumexp(logits, results, M, V); }
 void topk_float32(const float* logits, float* values, int64_t* indices, int64_t M, int64_t V, int64_t K) {
     topk(logits, values, indices, M, V, K);

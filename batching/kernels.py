@@ -61,6 +61,17 @@ def argmax(logits: Tensor) -> Tensor:
     return indices
 
 
+def restrict(logits: Tensor, allowed: Tensor) -> Tensor:
+    """A copy of `[M, V]` with -inf where a row's bit of `allowed` `[M, ceil(V / 8)]` uint8 is not set, the lowest of a
+    byte first."""
+    if _library is None or logits.device.type != "cpu" or logits.dtype != torch.float32:
+        bits = allowed[..., None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1  # [M, V / 8, 8]
+        return logits.masked_fill(bits.flatten(1)[:, : logits.shape[1]] == 0, float("-inf"))
+    kept = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    _call(_library, "restrict_float32", (logits.contiguous(), allowed, kept), tuple(logits.shape))
+    return kept
+
+
 def topk(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest of each row of finite `[M, V]` or of -inf, the largest first: values and int64 ids, both
     `[M, count]`. On CPUs the first of equal ones come first. torch's own takes three times as long there.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from batching.kernels import argmax, logsumexp, topk
+from batching.kernels import argmax, logsumexp, restrict, topk
 from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 
 # B rows, V vocab_size, K candidates
@@ -22,6 +22,7 @@ from batching.types import MAX_TOP_K, SamplingParams, TokenLogprob
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 # A uniform of exactly 0 would find a first token of no mass.
 MIN_UNIFORM = 2.0**-60
+ALL_ALLOWED = np.uint8(255)  # eight tokens' bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,15 @@ class SamplingRow:
     """One row that wants a token: what it asked for, and how many tokens it has said.
 
     `uniform`: its random number for this token. `seen_token_ids`: prompt and output, for the repetition penalty.
-    `allowed` `[V]`: which tokens its constraint allows; None for a row without one.
+    `allowed` `[ceil(V / 8)]`: the bits of the tokens that its constraint allows, the lowest of a byte first; None for a
+    row without one.
     """
 
     params: SamplingParams
     num_output_tokens: int
     uniform: float = 0.0
     seen_token_ids: SequenceOf[int] = ()
-    allowed: npt.NDArray[np.bool_] | None = None
+    allowed: npt.NDArray[np.uint8] | None = None
 
 
 def draw_uniforms(seed: int, choice: int, num_tokens: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
@@ -111,16 +113,13 @@ def penalise(logits: Tensor, rows: list[SamplingRow], eos_token_id: int) -> Tens
 
 def _constrain(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
     """Leave each row of `[B, V]` what its constraint allows; `scores` itself is not changed."""
-    constrained = [i for i, row in enumerate(rows) if row.allowed is not None]
-    if not constrained:
+    if all(row.allowed is None for row in rows):
         return scores
-    allowed = np.stack([row.allowed for row in rows if row.allowed is not None])
-    kept = scores[constrained].masked_fill(~torch.from_numpy(allowed).to(scores.device), float("-inf"))
-    if len(constrained) == len(rows):
-        return kept
-    scores = scores.clone()
-    scores[constrained] = kept
-    return scores
+    allowed = np.full((len(rows), (scores.shape[1] + 7) // 8), ALL_ALLOWED)
+    for i, row in enumerate(rows):
+        if row.allowed is not None:
+            allowed[i] = row.allowed
+    return restrict(scores, torch.from_numpy(allowed).to(scores.device))
 
 
 def _draw(scores: Tensor, rows: list[SamplingRow]) -> Tensor:

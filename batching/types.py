@@ -126,8 +126,9 @@ class RowConstraint(Protocol):
     def wait(self, max_seconds: float) -> None:
         """Until it is ready, but no longer than this."""
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
-        """`[vocab_size]` with at least one token; once it is ready. Raises where the row cannot go on."""
+    def allowed(self) -> npt.NDArray[np.uint8]:
+        """A bit for each token, the lowest of a byte first: `[ceil(vocab_size / 8)]` with at least one set, once it is
+        ready. Raises where the row cannot go on."""
 
     def follow(self, output_token_ids: Sequence[int]) -> None:
         """Begin to work out what may come after all that the row has said. Returns at once."""

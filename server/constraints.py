@@ -60,7 +60,7 @@ class GrammarRow:
     def wait(self, max_seconds: float) -> None:
         wait([self._working], max_seconds)
 
-    def allowed(self) -> npt.NDArray[np.bool_]:
+    def allowed(self) -> npt.NDArray[np.uint8]:
         return self._working.result()
 
     def follow(self, output_token_ids: Sequence[int]) -> None:
@@ -68,15 +68,16 @@ class GrammarRow:
         self._num_followed += len(new)
         self._working = self._workers.submit(self._work_out, new)
 
-    def _begin(self, compiled: Future[LLMatcher]) -> npt.NDArray[np.bool_]:
+    def _begin(self, compiled: Future[LLMatcher]) -> npt.NDArray[np.uint8]:
         self._matcher = compiled.result().deep_copy()  # which is ahead of it in the same thread
         return self._work_out(())
 
-    def _work_out(self, token_ids: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    def _work_out(self, token_ids: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         """Raises `GrammarError`. What the tokenizer does not have, of a larger backbone, is never allowed."""
         assert self._matcher is not None, "follows before it has begun"
         self._matcher.consume_tokens(list(token_ids))
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         check(self._matcher)
-        allowed = np.unpackbits(bits, bitorder="little")[: self._vocab_size].view(np.bool_)
-        return np.pad(allowed, (0, self._vocab_size - len(allowed)))
+        allowed = np.zeros((self._vocab_size + 7) // 8, np.uint8)
+        allowed[: len(bits)] = bits[: len(allowed)]
+        return allowed

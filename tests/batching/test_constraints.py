@@ -60,7 +60,7 @@ class CountdownRow:
     def allowed(self) -> np.ndarray:
         if len(self.told) == self.constraint.fails_at:
             raise ValueError("too complex")
-        return self.constraint.allows(len(self.told), self.vocab_size)
+        return np.packbits(self.constraint.allows(len(self.told), self.vocab_size), bitorder="little")
 
     def follow(self, output_token_ids: Sequence[int]) -> None:
         assert list(output_token_ids[: len(self.told)]) == self.told

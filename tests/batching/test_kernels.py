@@ -1,5 +1,6 @@
 """The compiled loops compute what torch computes; what is not a row's own cannot reach it, whichever way is taken."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,3 +122,17 @@ def test_the_logarithm_of_the_sum_of_exponentials_is_that_of_float64(vocab_size)
     logits[3] = 0
     found = kernels.logsumexp(logits)
     torch.testing.assert_close(found.double(), logits.double().logsumexp(dim=-1), rtol=2e-7, atol=2e-6)
+
+
+@pytest.mark.parametrize("vocab_size", [7, 97, 50257])
+def test_what_is_not_allowed_is_minus_infinity_and_all_else_is_kept(monkeypatch, vocab_size):
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(5, vocab_size, generator=generator)
+    is_allowed = torch.rand(5, vocab_size, generator=generator) < 0.3
+    allowed = torch.from_numpy(np.packbits(is_allowed.numpy(), axis=-1, bitorder="little"))
+    before = logits.clone()
+    expected = logits.masked_fill(~is_allowed, float("-inf"))
+    assert torch.equal(kernels.restrict(logits, allowed), expected)
+    monkeypatch.setattr(kernels, "_library", None)
+    assert torch.equal(kernels.restrict(logits, allowed), expected)
+    assert torch.equal(logits, before)

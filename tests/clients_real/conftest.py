@@ -25,6 +25,7 @@ ODD_TEXT = "a\u2028b\u0085c 🌊 שלום"
 CHAT_TEMPLATE = {"system": "{content}\n", "user": "Q: {content}\n", "assistant": "A: {content}\n"}
 
 outcomes: dict[str, Counter[str]] = {}
+passed: dict[str, dict[str, None]] = {}  # by client, what works, in the order of the tests
 measured: dict[str, float] = {}
 
 
@@ -83,6 +84,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome == "failed":
         client = Path(report.location[0]).stem.removeprefix("test_")
         outcomes.setdefault(client, Counter())[report.outcome] += 1
+        if report.outcome == "passed":
+            name = report.location[2].partition("[")[0]
+            passed.setdefault(client, {})[name.removeprefix("test_").replace("_", " ")] = None
 
 
 def pytest_sessionfinish() -> None:
@@ -91,7 +95,7 @@ def pytest_sessionfinish() -> None:
         return
     report = json.loads(REPORT.read_text()) if REPORT.exists() else {"clients": {}}
     for client, counts in outcomes.items():
-        cases = {"cases": counts.total(), "failures": counts["failed"]}
+        cases = {"cases": counts.total(), "failures": counts["failed"], "works": list(passed.get(client, {}))}
         report["clients"][client] = {"version": version(client.replace("_", "-")), **cases}
     of_all = report["clients"].values()
     report["client_cases"] = sum(client["cases"] for client in of_all)
@@ -99,10 +103,12 @@ def pytest_sessionfinish() -> None:
     report.update(measured)
     REPORT.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
     rows = [
-        f"| `{name}` | {c['version']} | {c['cases']} | {c['failures']} |"
+        f"| `{name}` | {c['version']} | {'; '.join(c['works'])} | {c['cases']} | {c['failures']} |"
         for name, c in sorted(report["clients"].items())
     ]
     page = REPORT.with_suffix(".md")
     head, mark, _ = page.read_text().partition("| client |")
     assert mark, "docs/clients.md has no table"
-    page.write_text("\n".join([f"{head}{mark} version | cases | failures |", "|---|---|---|---|", *rows, ""]))
+    page.write_text(
+        "\n".join([f"{head}{mark} version | what works | cases | failures |", "|---|---|---|---|---|", *rows, ""])
+    )
