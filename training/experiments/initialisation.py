@@ -1,5 +1,6 @@
 """How a prefix starts, with little data (section 7.4): at random, or as the activations of words that have nothing to
-do with the task, or that name it. The paper finds words better, and the task's own best."""
+do with the task, of words that name it, or (not the paper's) of training examples. The paper finds words better, and
+the task's own best."""
 
 from dataclasses import replace
 from statistics import mean
@@ -9,7 +10,12 @@ from training.experiments.problems import PROBLEMS
 from training.experiments.report import Report, lines_of, spread
 from training.experiments.trials import Trial
 
-STARTS = {"random": None, "unrelated words": "elephant", "task words": PROBLEMS["e2e"].words}
+STARTS = {
+    "random": "",
+    "unrelated words": "elephant",
+    "task words": PROBLEMS["e2e"].words,
+    "training examples": None,
+}
 
 
 def run(lab: Lab) -> Report:

@@ -10,7 +10,8 @@ from training.experiments.trials import Trial
 def run(lab: Lab) -> Report:
     best = lab.search(Trial("e2e", "prefix"))[0].trial
     lengths = lab.scale.lengths
-    outcomes = lab.run(replace(best, num_virtual_tokens=length) for length in lengths)
+    trial = replace(best, max_steps=lab.scale.ablation_steps)
+    outcomes = lab.run(replace(trial, num_virtual_tokens=length) for length in lengths)
     rows = [[length, o.dev_bleu, o.dev_loss] for length, o in zip(lengths, outcomes, strict=True)]
     return Report(
         title="E2E by length of the prefix",

@@ -11,9 +11,12 @@ from training.settings import PAPER_TEMPLATE
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """`num_pairs` (None: all) are drawn from the training set; a dev loss is taken `evaluations` times in a run, on
-    `num_dev_pairs`, and three in a row without a better one end it. BLEU is on so many inputs of a
-    split, drawn once.
+    """`num_pairs` (None: all) are drawn from the training set and read `epochs` times, by problem; where a question is
+    not how good a tuning gets but what changes it, a run has `ablation_steps` (None: as many). A dev loss is taken
+    `evaluations` times in a run, on `num_dev_pairs`, and three in a row without a better one end it. BLEU is on so many
+    inputs of a split, drawn once.
+
+    `starts_from_examples`: a prefix starts as the activations of training examples; else at random.
 
     `learning_rates`: by method, where the search begins; it goes on by factors of 3 while the best one is at an
     edge, up to `most_rates` in all.
@@ -22,9 +25,11 @@ class Scale:
     prompt_template: str
     num_virtual_tokens: int
     mlp_width: int
+    starts_from_examples: bool
     num_pairs: int | None
     batch_size: int
-    epochs: int
+    epochs: Mapping[str, int]
+    ablation_steps: int | None
     evaluations: int
     num_dev_pairs: int | None
     num_dev_inputs: int | None
@@ -41,26 +46,28 @@ class Scale:
 SCALES = {
     "small": Scale(
         prompt_template="{inputs}\n",
-        num_virtual_tokens=20,
-        mlp_width=512,
+        num_virtual_tokens=128,
+        mlp_width=0,
+        starts_from_examples=True,
         num_pairs=2000,
-        batch_size=8,
-        epochs=3,
+        batch_size=4,
+        epochs={"e2e": 4, "webnlg": 2, "commongen": 2},
+        ablation_steps=400,
         evaluations=6,
         num_dev_pairs=200,
         num_dev_inputs=200,
         num_test_inputs=300,
         learning_rates={
-            "prefix": (1e-4, 3e-4, 1e-3, 3e-3),
-            "full": (3e-5, 1e-4, 3e-4, 1e-3),
-            "top-two": (1e-4, 3e-4, 1e-3),
-            "lora": (3e-4, 1e-3, 3e-3),
-            "embeddings": (3e-3, 1e-2, 3e-2),
-            "infix": (1e-4, 3e-4, 1e-3, 3e-3),
+            "prefix": (3e-3, 1e-2, 3e-2, 1e-1),
+            "full": (1e-4, 3e-4, 1e-3, 3e-3),
+            "top-two": (3e-4, 1e-3, 3e-3),
+            "lora": (1e-3, 3e-3, 1e-2),
+            "embeddings": (1e-2, 3e-2, 1e-1),
+            "infix": (3e-3, 1e-2, 3e-2, 1e-1),
         },
-        most_rates=7,
+        most_rates=6,
         num_seeds=3,
-        lengths=(1, 2, 5, 10, 20, 40, 64),
+        lengths=(1, 2, 5, 10, 20, 40, 64, 128),
         low_data_sizes=(50, 100, 200, 500),
         low_data_steps=200,
         num_subsets=2,
@@ -69,9 +76,11 @@ SCALES = {
         prompt_template=PAPER_TEMPLATE,
         num_virtual_tokens=5,
         mlp_width=512,
+        starts_from_examples=False,
         num_pairs=None,
         batch_size=10,
-        epochs=5,
+        epochs={"e2e": 5, "webnlg": 5, "commongen": 5},
+        ablation_steps=None,
         evaluations=5,
         num_dev_pairs=None,
         num_dev_inputs=None,

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.backbone import FrozenBackbone
-from training.encoding import Batch, encode
+from training.encoding import Batch, Encoded, encode
 from training.examples import Example
 from training.experiments.decoding import ROWS_AT_ONCE, search
 from training.experiments.methods import METHODS, Bare, Method
@@ -35,7 +36,7 @@ class Trial:
     """What distinguishes one run of an experiment from another. None: as the scale has it.
 
     `method` is one of `METHODS`, or `bare`: nothing tuned, three worked examples before the input. `subset` draws the
-    `num_pairs` training pairs, `seed` the start and the order.
+    `num_pairs` training pairs, `seed` the start and the order. `init_text` "" starts a prefix at random.
     """
 
     problem: str
@@ -66,6 +67,8 @@ def tune(trial: Trial, scale: Scale, backbone: FrozenBackbone, data: Path) -> Tu
     problem, settings = PROBLEMS[trial.problem], settings_of(trial, scale)
     pairs = encode(problem.read_train(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
     train = replace(pairs, pairs=drawn(pairs.pairs, trial.num_pairs or scale.num_pairs, trial.subset))
+    if trial.init_text is None and scale.starts_from_examples:
+        settings = replace(settings, init_text=text_of(train, settings.num_virtual_tokens, backbone))
     if trial.method == "bare":
         worked = [token for pair in train.pairs[:NUM_WORKED] for token in (*pair.prompt, *pair.answer)]
         return Tuned(torch.tensor(worked), 0, 0, math.nan, [], 0.0)
@@ -113,6 +116,13 @@ def loaded(trial: Trial, tuned: Tensor, settings: Settings, backbone: FrozenBack
     return method
 
 
+def text_of(examples: Encoded, num_tokens: int, backbone: FrozenBackbone) -> str:
+    """The first examples with their answers, as one text of at least so many tokens where there are so many."""
+    tokens = (token for pair in examples.pairs for token in (*pair.prompt, *pair.answer))
+    text: str = backbone.tokenizer.decode(list(islice(tokens, num_tokens)))
+    return text
+
+
 def settings_of(trial: Trial, scale: Scale) -> Settings:
     def chosen(given: int | None, otherwise: int) -> int:
         return otherwise if given is None else given
@@ -120,11 +130,11 @@ def settings_of(trial: Trial, scale: Scale) -> Settings:
     return Settings(
         num_virtual_tokens=chosen(trial.num_virtual_tokens, scale.num_virtual_tokens),
         mlp_width=chosen(trial.mlp_width, scale.mlp_width),
-        init_text=trial.init_text,
+        init_text=trial.init_text or None,
         prompt_template=scale.prompt_template,
         learning_rate=trial.learning_rate,
         batch_size=scale.batch_size,
-        epochs=scale.epochs,
+        epochs=scale.epochs[trial.problem],
         max_steps=trial.max_steps,
         patience=PATIENCE,
         seed=trial.seed,
