@@ -1,8 +1,9 @@
 """Attention of a step's new tokens over the slots of their own rows.
 
 A step's tokens lie flat, `[N]`, row after row. A plan says once per step which tokens read which slots, and all layers
-follow it. Nothing is padded, stacked or gathered: slots are read in place. Where `kernels` has code for the cache, each
-row is read by itself, to its own length; elsewhere torch reads spans of neighbouring slots as views.
+follow it. Nothing is stacked or gathered: slots are read in place. Where `kernels` has code for the cache, each row is
+read by itself, to its own length; elsewhere torch reads spans of neighbouring slots as views. Steps of `decode_graphs`
+have a plan whose shapes do not depend on the rows.
 """
 
 from dataclasses import dataclass
@@ -107,6 +108,31 @@ class SpanPlan:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StaticPlan:
+    """One token of each of the first B slots, over their first S positions, whoever they belong to.
+
+    `slots` says where each row's token is written: into its own slot, or into the spare one if the row is not in the
+    step. Such a row reads what it finds, and nobody reads its result.
+    """
+
+    positions: Tensor  # [B]
+    slots: Tensor  # [B]
+    is_later: Tensor  # [B, 1, 1, S]
+
+    @classmethod
+    def of(cls, positions: Tensor, slots: Tensor, num_positions: int) -> "StaticPlan":
+        is_later = torch.arange(num_positions, device=positions.device) > positions[:, None, None, None]
+        return cls(positions, slots, is_later)
+
+    def attend(self, qkv: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = qkv.unbind(1)  # [B, H, D] each
+        keys[self.slots, :, self.positions] = k
+        values[self.slots, :, self.positions] = v
+        B, S = self.is_later.shape[0], self.is_later.shape[3]
+        return _attend_one(q[:, :, None], keys[:B, :, :S], values[:B, :, :S], self.is_later).reshape(B, -1)
+
+
 def _group(rows: list[NewTokens]) -> list[list[NewTokens]]:
     """Cut the rows into spans: as long as they are neighbours, and padding to the longest costs less than a cut."""
     groups = [[rows[0]]]
@@ -138,9 +164,17 @@ def _attend_span(q: Tensor, keys: Tensor, values: Tensor, span: Span) -> Tensor:
     if T > 1:
         attention = F.scaled_dot_product_attention(q, keys, values, attn_mask=~span.is_later, scale=1.0)
     else:
-        # For one token a row SDPA takes four times as long, and keys @ q half as long as q @ keys.T. The scores are
-        # overwritten, not added to: one that overflows beyond a row's end must not become inf - inf.
-        scores = torch.matmul(keys, q.transpose(2, 3)).transpose(2, 3)  # [B, H, 1, S]
-        weights = scores.masked_fill_(span.is_later, float("-inf")).softmax(dim=-1)
-        attention = torch.matmul(weights, values)  # [B, H, 1, D]
+        attention = _attend_one(q, keys, values, span.is_later)
     return attention.transpose(1, 2).reshape(B * T, H * D)
+
+
+def _attend_one(q: Tensor, keys: Tensor, values: Tensor, is_later: Tensor) -> Tensor:
+    """`q` `[B, H, 1, D]` over `keys`, `values` `[B, H, S, D]`, but where `is_later` `[B, 1, 1, S]`: `[B, H, 1, D]`.
+
+    For one token a row SDPA takes four times as long on CPUs, and keys @ q half as long as q @ keys.T. The scores are
+    overwritten; SDPA adds its mask to them, and one that overflows beyond a row's end, of a key that the slot's former
+    owner left, would become inf - inf.
+    """
+    scores = torch.matmul(keys, q.transpose(2, 3)).transpose(2, 3)  # [B, H, 1, S]
+    weights = scores.masked_fill_(is_later, float("-inf")).softmax(dim=-1)
+    return torch.matmul(weights, values)

@@ -12,6 +12,7 @@ from batching.beams import BeamSearch
 from batching.checks import Capacity, check_request
 from batching.choices import Choice, TokenChooser, mixed
 from batching.containment import Failure, run_contained
+from batching.decode_graphs import DecodeGraphs
 from batching.fairness import FairShare
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
@@ -54,22 +55,27 @@ class Engine:
         max_model_len: int | None = None,
         has_reserve: bool = False,
         constrain: Constrain = _cannot_constrain,
+        has_decode_graphs: bool | None = None,
     ) -> None:
         """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
 
         `has_reserve`: an eighth of the slots is never given to a tenant that holds its share already. `constrain`
-        follows the constraints that requests may have.
+        follows the constraints that requests may have. `has_decode_graphs`: whether steps that only decode run over
+        fixed shapes, as graphs where the device has them; None: on CUDA.
         """
         self.backbone = backbone
         self.max_model_len = backbone.shape.n_positions if max_model_len is None else max_model_len
         if not 1 <= self.max_model_len <= backbone.shape.n_positions:
             raise ValueError(f"max_model_len is {max_model_len}; expected 1 to {backbone.shape.n_positions}")
         dtype, device = backbone.dtype, backbone.device
-        self.max_num_seqs = choose_num_slots(max_num_seqs, backbone.shape, self.max_model_len, dtype, device)
-        self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device)
+        has_graphs = device.type == "cuda" if has_decode_graphs is None else has_decode_graphs
+        self.max_num_seqs = choose_num_slots(
+            max_num_seqs, backbone.shape, self.max_model_len, dtype, device, has_graphs
+        )
+        self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device, has_graphs)
         self.capacity = Capacity(backbone.shape, backbone.vocab_size, self.max_num_seqs, self.max_model_len)
         self._constrain = constrain
-        self._runner = ModelRunner(backbone, self.cache)
+        self._runner = ModelRunner(backbone, self.cache, DecodeGraphs(backbone, self.cache) if has_graphs else None)
         self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
         num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
         self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
@@ -110,6 +116,9 @@ class Engine:
         """Free what the request holds; the next step reports it. An unknown or finished id is ignored."""
         sequence = self._sequences.get(request_id)
         if sequence is not None:
+            if not sequence.first_step:  # no pass has told yet whether its prefix is finite in the cache's numbers
+                for row in sequence.rows:
+                    self.cache.clear(row.slot, row.num_cached)
             self._aborted.append(self._end(sequence, FinishReason.ABORT, "aborted"))
 
     @torch.inference_mode()

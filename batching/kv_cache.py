@@ -16,16 +16,23 @@ MAX_DEFAULT_NUM_SLOTS = 64
 
 
 def choose_num_slots(
-    wanted: int | None, shape: BackboneShape, max_model_len: int, dtype: torch.dtype, device: torch.device
+    wanted: int | None,
+    shape: BackboneShape,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    has_spare_slot: bool = False,
 ) -> int:
-    """`wanted`, or as many as fit in half of the free memory, at most 64. Raises `MemoryError` if they cannot fit."""
+    """`wanted`, or as many as fit in half of the free memory, at most 64. Raises `MemoryError` if they cannot fit, the
+    spare one included."""
     num_bytes_per_slot = 2 * shape.n_layer * max_model_len * shape.n_embd * dtype.itemsize
     num_free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_host_bytes()
     if wanted is None:
         wanted = max(1, min(MAX_DEFAULT_NUM_SLOTS, num_free_bytes // 2 // num_bytes_per_slot))
-    if wanted * num_bytes_per_slot > num_free_bytes:
+    num_bytes = (wanted + has_spare_slot) * num_bytes_per_slot
+    if num_bytes > num_free_bytes:
         raise MemoryError(
-            f"{wanted} slots of {max_model_len} tokens need {wanted * num_bytes_per_slot / 2**20:,.0f} MiB; "
+            f"{wanted} slots of {max_model_len} tokens need {num_bytes / 2**20:,.0f} MiB; "
             f"{num_free_bytes / 2**20:,.0f} are free. Lower --max-num-seqs or --max-model-len"
         )
     return int(wanted)
@@ -48,17 +55,26 @@ class KVCache:
     """`keys` and `values`, each `[n_layer, num_slots, n_head, max_model_len, head_dim]`.
 
     The lowest free slot is taken first, so that live rows lie side by side and attention can read them as one view.
+    A spare slot, if there is to be one, lies behind the others: nobody takes or reads it, and anything may be written
+    there.
     """
 
     def __init__(
-        self, shape: BackboneShape, num_slots: int, max_model_len: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: BackboneShape,
+        num_slots: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        has_spare_slot: bool = False,
     ) -> None:
-        size = (shape.n_layer, num_slots, shape.n_head, max_model_len, shape.head_dim)
+        size = (shape.n_layer, num_slots + has_spare_slot, shape.n_head, max_model_len, shape.head_dim)
         # zeros, not empty: a masked 0 * NaN is NaN
         self.keys = torch.zeros(size, dtype=dtype, device=device)
         self.values = torch.zeros(size, dtype=dtype, device=device)
         self.num_slots = num_slots
         self.max_model_len = max_model_len
+        self.spare_slot = num_slots if has_spare_slot else None
         self._free = list(range(num_slots))  # a heap
 
     @property
@@ -73,14 +89,16 @@ class KVCache:
         assert slot not in self._free, f"slot {slot} was given back twice"
         heapq.heappush(self._free, slot)
 
-    def clear(self, slot: int) -> None:
-        """Zero a slot that held non-finite numbers."""
-        self.keys[:, slot] = 0
-        self.values[:, slot] = 0
+    def clear(self, slot: int, num_tokens: int | None = None) -> None:
+        """Zero a slot that may hold non-finite numbers, or its first `num_tokens` entries."""
+        self.keys[:, slot, :, :num_tokens] = 0
+        self.values[:, slot, :, :num_tokens] = 0
 
     def write_prefix(self, slot: int, past_key_values: Tensor) -> None:
         """Put `[n_layer, 2, T, n_head, head_dim]` at the slot's first T positions."""
         num_virtual_tokens = past_key_values.shape[2]
+        if self.keys.is_cuda:  # as it is, from pinned memory: nobody waits, and the device casts and transposes
+            past_key_values = past_key_values.pin_memory().to(self.keys.device, non_blocking=True)
         keys, values = past_key_values.transpose(2, 3).unbind(1)  # [L, H, T, D] each
         self.keys[:, slot, :, :num_virtual_tokens] = keys
         self.values[:, slot, :, :num_virtual_tokens] = values

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from batching.attention import NewTokens, plan_attention
+from batching.decode_graphs import DecodeGraphs, NextToken
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache
 from batching.sequence import RowStep
@@ -35,15 +36,19 @@ class RowLogits:
 
 
 class ModelRunner:
-    def __init__(self, backbone: Backbone, cache: KVCache) -> None:
+    def __init__(self, backbone: Backbone, cache: KVCache, decode_graphs: DecodeGraphs | None = None) -> None:
+        """`decode_graphs`: what runs the steps in which every row computes one token, and wants its logits."""
         self._backbone = backbone
         self._cache = cache
+        self._decode_graphs = decode_graphs
 
     def execute(self, steps: list[RowStep]) -> list[RowLogits]:
         """One forward pass; for each row the float32 logits of its last `num_logits` new tokens.
 
         Running the same rows again is harmless: the same entries are written at the same places.
         """
+        if self._decode_graphs is not None and all(step.num_new_tokens == num_logits(step) == 1 for step in steps):
+            return _decode(steps, self._decode_graphs)
         new_tokens = [NewTokens(step.row.slot, step.row.num_cached, step.num_new_tokens) for step in steps]
         plan = plan_attention(new_tokens, self._cache)
         hidden_states = self._backbone.forward(self._embed(steps), plan, self._cache)  # [N, C]
@@ -80,6 +85,16 @@ class ModelRunner:
         for start, embeddings in own:
             x[start : start + len(embeddings)] = embeddings
         return x
+
+
+def _decode(steps: list[RowStep], graphs: DecodeGraphs) -> list[RowLogits]:
+    logits, are_finite = graphs.run(
+        [
+            NextToken(step.row.slot, step.row.num_cached, step.sequence.pending_token_ids(step.row, 1)[0])
+            for step in steps
+        ]
+    )
+    return [RowLogits(logits, i, i + 1, is_finite) for i, is_finite in enumerate(are_finite)]
 
 
 def _rows_of(x: Tensor, indices: list[int]) -> Tensor:

@@ -16,7 +16,8 @@ Run by run, 32 rows unless said, requests per second over those of 32 greedy row
 
 - `mixed_vs_one_task_{32,64}`: 32 or 64 tasks over one task repeated;
 - `sampled_vs_greedy_32`: rows that all sample, with top-k, top-p and a penalty;
-- `deterministic_vs_default`: in the deterministic mode;
+- `deterministic_vs_default`: in the deterministic mode, which only CPUs have;
+- `graphs_vs_ordinary_32`: with captured decode steps over without, on CUDA;
 - `vs_sequential_32`: the 32 tasks over the same requests one after another through transformers with the prefix as
   cache (four of the 32 in each pair, in turn, since they take a second or two each).
 
@@ -149,8 +150,12 @@ def main() -> None:
     prefixes = [make_prefix(model.config, seed) for seed in range(MAX_ROWS)]
     mixed, one_task = make_requests(prefixes, vocab_size), make_requests(prefixes[:1] * MAX_ROWS, vocab_size)
     sampled = make_requests(prefixes[:NUM_ROWS], vocab_size, **SAMPLED)
-    backbone = Backbone.from_model(model, device=args.device, dtype=small.dtype, is_deterministic=True)
-    fixed = Engine(backbone, NUM_ROWS, MAX_MODEL_LEN)
+    backbone = engine.backbone
+    if backbone.device.type == "cuda":
+        variant, other = "ordinary steps", Engine(backbone, NUM_ROWS, MAX_MODEL_LEN, has_decode_graphs=False)
+    else:
+        fixed = Backbone.from_model(model, device=args.device, dtype=small.dtype, is_deterministic=True)
+        variant, other = "deterministic", Engine(fixed, NUM_ROWS, MAX_MODEL_LEN)
     turns = itertools.cycle(range(0, NUM_ROWS, NUM_SEQUENTIAL))
 
     def one_after_another() -> float:
@@ -164,7 +169,7 @@ def main() -> None:
         "64 mixed": lambda: requests_per_second_of_engine(engine, mixed),
         "64 of one task": lambda: requests_per_second_of_engine(engine, one_task),
         "sampled": lambda: requests_per_second_of_engine(engine, sampled),
-        "deterministic": lambda: requests_per_second_of_engine(fixed, mixed[:NUM_ROWS]),
+        variant: lambda: requests_per_second_of_engine(other, mixed[:NUM_ROWS]),
         "one after another": one_after_another,
     }
     measured = interleaved(runs, args.pairs)
@@ -173,9 +178,11 @@ def main() -> None:
         ("mixed_vs_one_task_64", "64 mixed", "64 of one task"),
         ("sampled_vs_greedy_32", "sampled", "mixed tasks"),
         ("deterministic_vs_default", "deterministic", "mixed tasks"),
+        ("graphs_vs_ordinary_32", "mixed tasks", "ordinary steps"),
         ("vs_sequential_32", "mixed tasks", "one after another"),
     ):
-        ratios[name] = [a / b for a, b in zip(measured[ours], measured[theirs], strict=True)]
+        if ours in measured and theirs in measured:
+            ratios[name] = [a / b for a, b in zip(measured[ours], measured[theirs], strict=True)]
     rows = {f"{label}, requests/s ({small.dtype})": numbers for label, numbers in measured.items()} | ratios
     finish("engine", rows, {name: statistics.median(numbers) for name, numbers in ratios.items()}, args.out)
 
