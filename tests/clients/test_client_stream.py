@@ -106,6 +106,15 @@ def test_an_event_that_is_not_the_contracts_says_what_came(fake, ask, payload):
         ask("stream", "e2e", "x")
 
 
+@pytest.fixture
+def _listening_to_ctrl_c():
+    """As a process in the foreground does; one that a shell has put in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_listening_to_ctrl_c")
 def test_ctrl_c_ends_a_stream_that_has_gone_silent():
     closed = []
 
