@@ -58,12 +58,8 @@ def load_backbone(model: str | Path, device: str = "auto", precision: str = "aut
     if config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel
     chosen = torch.device(default_device() if device == "auto" else device)
-    # On CPUs the gradient of torch's fused attention takes longer than that of its parts: a fifth of a whole step.
-    attention = "eager" if chosen.type == "cpu" else "sdpa"
     try:
-        stored, report = GPT2LMHeadModel.from_pretrained(
-            model, config=config, dtype="auto", attn_implementation=attention, output_loading_info=True
-        )
+        stored, report = GPT2LMHeadModel.from_pretrained(model, config=config, dtype="auto", output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, RuntimeError) as error:
         raise BadBackbone(f"{str(model)!r} could not be loaded: {error}") from error
