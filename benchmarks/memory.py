@@ -14,8 +14,9 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
+import psutil
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batching.gpt2 import float_dtype_of
@@ -34,14 +35,11 @@ SECONDS_BETWEEN_LOOKS = 0.2
 PATIENCE = 3600.0  # seconds; it is not time that is measured
 
 
+@dataclass(slots=True)
 class Peak:
     """The most that the descendants of this process have had resident at once, in bytes."""
 
-    def __init__(self) -> None:
-        self.num_bytes = 0
-
-    def look(self) -> None:
-        self.num_bytes = max(self.num_bytes, sum(map(resident, descendants(os.getpid()))))
+    num_bytes: int = 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -49,7 +47,7 @@ class Peak:
 
         def watch() -> None:
             while not ended.wait(SECONDS_BETWEEN_LOOKS):
-                self.look()
+                self.num_bytes = max(self.num_bytes, sum(map(resident, psutil.Process().children(recursive=True))))
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -60,20 +58,12 @@ class Peak:
             thread.join()
 
 
-def descendants(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            yield child
-            yield from descendants(child)
-
-
-def resident(pid: int) -> int:
-    """Zero once the process has ended."""
+def resident(process: psutil.Process) -> int:
+    """Zero once it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except FileNotFoundError:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
         return 0
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:"))
 
 
 def main() -> None:

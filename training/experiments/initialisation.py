@@ -8,13 +8,14 @@ from statistics import mean
 from training.experiments.lab import Lab
 from training.experiments.problems import PROBLEMS
 from training.experiments.report import Report, lines_of, spread
+from training.experiments.scales import EXAMPLES, RANDOM
 from training.experiments.trials import Trial
 
 STARTS = {
-    "random": "",
+    "random": RANDOM,
     "unrelated words": "elephant",
     "task words": PROBLEMS["e2e"].words,
-    "training examples": None,
+    "training examples": EXAMPLES,
 }
 
 

@@ -6,10 +6,11 @@ from statistics import mean
 
 from training.experiments.initialisation import low_data
 from training.experiments.lab import Lab
+from training.experiments.problems import PROBLEMS
 from training.experiments.report import Report, lines_of, spread
 from training.experiments.trials import Trial
 
-METHODS = {"prefix": Trial("e2e", "prefix"), "full": Trial("e2e", "full")}
+METHODS = {"prefix": Trial("e2e", "prefix", init_text=PROBLEMS["e2e"].words), "full": Trial("e2e", "full")}
 
 
 def run(lab: Lab) -> Report:

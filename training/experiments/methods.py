@@ -76,10 +76,8 @@ class Infix(Prefix):
         sees_infix = index >= last[:, None]  # [B, T]
         positions = index + P * sees_infix
         causal = (index[:, None] >= index) & batch.mask.bool()[:, None]  # [B, T, T]
-        seen = torch.cat([sees_infix[:, :, None].expand(B, T, P), causal], dim=2)[:, None]  # [B, 1, T, P + T]
-        dtype = self._backbone.dtype
-        mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
-        cache = cache_of(prefix.to(dtype), B)
+        mask = torch.cat([sees_infix[:, :, None].expand(B, T, P), causal], dim=2)[:, None]  # [B, 1, T, P + T]
+        cache = cache_of(prefix.to(self._backbone.dtype), B)
         return answer_losses(self._backbone, self._backbone.model, batch, mask, positions, cache).sum()
 
     @torch.no_grad()

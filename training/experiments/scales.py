@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from training.settings import PAPER_TEMPLATE
 
+# Ways for a prefix to start that are no words: at random, and as the activations of the first training examples.
+RANDOM, EXAMPLES = "", "<training examples>"
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -16,7 +19,7 @@ class Scale:
     `evaluations` times in a run, on `num_dev_pairs`, and three in a row without a better one end it. BLEU is on so many
     inputs of a split, drawn once.
 
-    `starts_from_examples`: a prefix starts as the activations of training examples; else at random.
+    `init_text`: how a prefix starts where a trial does not say, by words or one of `RANDOM` and `EXAMPLES`.
 
     `learning_rates`: by method, where the search begins; it goes on by factors of 3 while the best one is at an
     edge, up to `most_rates` in all.
@@ -25,7 +28,7 @@ class Scale:
     prompt_template: str
     num_virtual_tokens: int
     mlp_width: int
-    starts_from_examples: bool
+    init_text: str
     num_pairs: int | None
     batch_size: int
     epochs: Mapping[str, int]
@@ -48,7 +51,7 @@ SCALES = {
         prompt_template="{inputs}\n",
         num_virtual_tokens=128,
         mlp_width=0,
-        starts_from_examples=True,
+        init_text=EXAMPLES,
         num_pairs=2000,
         batch_size=4,
         epochs={"e2e": 4, "webnlg": 2, "commongen": 2},
@@ -76,7 +79,7 @@ SCALES = {
         prompt_template=PAPER_TEMPLATE,
         num_virtual_tokens=5,
         mlp_width=512,
-        starts_from_examples=False,
+        init_text=RANDOM,
         num_pairs=None,
         batch_size=10,
         epochs={"e2e": 5, "webnlg": 5, "commongen": 5},

@@ -7,7 +7,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from training.backbone import FrozenBackbone
-from training.encoding import Batch, Encoded, encode
+from training.encoding import Batch, Pair, encode
 from training.examples import Example
 from training.experiments.decoding import ROWS_AT_ONCE, search
 from training.experiments.methods import METHODS, Bare, Method
 from training.experiments.problems import PROBLEMS
-from training.experiments.scales import Scale
+from training.experiments.scales import EXAMPLES, Scale
 from training.settings import PLACE, Settings
 from training.task_training import TaskTraining
 from training.train import train_together
@@ -36,7 +35,7 @@ class Trial:
     """What distinguishes one run of an experiment from another. None: as the scale has it.
 
     `method` is one of `METHODS`, or `bare`: nothing tuned, three worked examples before the input. `subset` draws the
-    `num_pairs` training pairs, `seed` the start and the order. `init_text` "" starts a prefix at random.
+    `num_pairs` training pairs, `seed` the start and the order.
     """
 
     problem: str
@@ -67,11 +66,11 @@ def tune(trial: Trial, scale: Scale, backbone: FrozenBackbone, data: Path) -> Tu
     problem, settings = PROBLEMS[trial.problem], settings_of(trial, scale)
     pairs = encode(problem.read_train(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
     train = replace(pairs, pairs=drawn(pairs.pairs, trial.num_pairs or scale.num_pairs, trial.subset))
-    if trial.init_text is None and scale.starts_from_examples:
-        settings = replace(settings, init_text=text_of(train, settings.num_virtual_tokens, backbone))
     if trial.method == "bare":
-        worked = [token for pair in train.pairs[:NUM_WORKED] for token in (*pair.prompt, *pair.answer)]
-        return Tuned(torch.tensor(worked), 0, 0, math.nan, [], 0.0)
+        return Tuned(torch.tensor(tokens_of(train.pairs[:NUM_WORKED])), 0, 0, math.nan, [], 0.0)
+    if settings.init_text == EXAMPLES:
+        first = tokens_of(train.pairs)[: settings.num_virtual_tokens]
+        settings = replace(settings, init_text=backbone.tokenizer.decode(first))
     pairs = encode(problem.read_dev(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
     dev = replace(pairs, pairs=drawn(pairs.pairs, scale.num_dev_pairs))
     num_steps = settings.max_steps or settings.epochs * math.ceil(len(train.pairs) / settings.batch_size)
@@ -93,7 +92,7 @@ def answers(
     trial: Trial, tuned: Tensor, examples: Sequence[Example], scale: Scale, backbone: FrozenBackbone, num_beams: int
 ) -> list[str]:
     """What the tuned model says to each input, by beam search (1: greedy)."""
-    settings = settings_of(trial, scale)
+    settings = replace(settings_of(trial, scale), init_text=None)  # what was tuned takes the start's place
     method = loaded(trial, tuned, settings, backbone)
     prompts = [backbone.token_ids(settings.prompt_template.replace(PLACE, example.inputs)) for example in examples]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -116,21 +115,19 @@ def loaded(trial: Trial, tuned: Tensor, settings: Settings, backbone: FrozenBack
     return method
 
 
-def text_of(examples: Encoded, num_tokens: int, backbone: FrozenBackbone) -> str:
-    """The first examples with their answers, as one text of at least so many tokens where there are so many."""
-    tokens = (token for pair in examples.pairs for token in (*pair.prompt, *pair.answer))
-    text: str = backbone.tokenizer.decode(list(islice(tokens, num_tokens)))
-    return text
+def tokens_of(pairs: Sequence[Pair]) -> list[int]:
+    """Examples with their answers, one after another."""
+    return [token for pair in pairs for token in (*pair.prompt, *pair.answer)]
 
 
 def settings_of(trial: Trial, scale: Scale) -> Settings:
-    def chosen(given: int | None, otherwise: int) -> int:
+    def chosen(given: Item | None, otherwise: Item) -> Item:
         return otherwise if given is None else given
 
     return Settings(
         num_virtual_tokens=chosen(trial.num_virtual_tokens, scale.num_virtual_tokens),
         mlp_width=chosen(trial.mlp_width, scale.mlp_width),
-        init_text=trial.init_text or None,
+        init_text=chosen(trial.init_text, scale.init_text) or None,
         prompt_template=scale.prompt_template,
         learning_rate=trial.learning_rate,
         batch_size=scale.batch_size,
