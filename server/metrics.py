@@ -3,9 +3,19 @@
 One registry per server, so that two servers in one process count for themselves.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+    start_http_server,
+)
 
 from batching.types import StepStats
 from prefix_store.store import PrefixStore
@@ -75,6 +85,17 @@ class Metrics:
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
+
+    @contextmanager
+    def served(self, host: str, port: int) -> Iterator[int]:
+        """On a port of its own, to whoever reaches it; 0 takes a free one, which is returned. Raises `OSError`."""
+        server, thread = start_http_server(port, host, self.registry)
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"polyprefix_{name}", what, labels, registry=self.registry)
