@@ -28,8 +28,10 @@ class KernelsHook(BuildHookInterface[Any]):
             return
         folder = Path(self.root) / "batching"
         for source, library, processors in LIBRARIES:
+            part = folder / f"{library}.part"  # what runs meanwhile, from the same tree, loads a whole library or none
             try:
-                subprocess.run(["g++", *FLAGS, *processors, folder / source, "-o", folder / library], check=True)
+                subprocess.run(["g++", *FLAGS, *processors, folder / source, "-o", part], check=True)
+                part.replace(folder / library)
             except (
                 OSError,
                 subprocess.CalledProcessError,

@@ -2,8 +2,8 @@
 
 A real server with GPT-2 small's shape and random weights, 64 slots of 1,024 positions and the default gibibyte for
 prefixes, filled by 64 tasks of 218 virtual tokens in float32. 64 clients each ask another task, so that every slot is
-read and written to its end. Memory is what is resident in all processes of the server, a page that two of them share
-counted in both, at its highest while they are answered.
+read and written to its end. Memory is what is resident in all processes of the server, a page that several of them have
+in common counted once, as the limit of a container counts it (Linux' PSS); at its highest while they are answered.
 
 - `memory_overhead`: what is resident beyond the weights, the slots and the prefixes, over the sum of these three.
 
@@ -59,9 +59,9 @@ class Peak:
 
 
 def resident(process: psutil.Process) -> int:
-    """Zero once it has ended."""
+    """In bytes, its part of what it has in common with others; zero once it has ended."""
     try:
-        return int(process.memory_info().rss)
+        return int(process.memory_full_info().pss)
     except psutil.NoSuchProcess:
         return 0
 

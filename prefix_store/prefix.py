@@ -3,10 +3,13 @@
 Knows tensors and their shapes. Knows nothing of files, tenants or versions.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
+
+from prefix_store.shared_memory import Place, SharedMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,15 @@ class Prefix:
 
     `past_key_values` is `[n_layer, 2, num_virtual_tokens, n_head, head_dim]` on the CPU; index 0 of the second axis is
     the key, 1 the value. `revision` is the sha256 of the native file, in hexadecimal. `kind` is what was uploaded:
-    `prefix`, `prefix_tuning`, `prompt_tuning`, `text`.
+    `prefix`, `prefix_tuning`, `prompt_tuning`, `text`. One that has a `place` in shared memory is pickled without its
+    numbers, for a process that shares that memory.
     """
 
     past_key_values: Tensor
     revision: str
     kind: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    place: Place | None = None
 
     @property
     def num_virtual_tokens(self) -> int:
@@ -53,6 +58,19 @@ class Prefix:
     @property
     def nbytes(self) -> int:
         return self.past_key_values.nbytes
+
+    def shared(self, memory: SharedMemory) -> "Prefix":
+        """The same in shared memory. Raises as `SharedMemory.put`."""
+        past_key_values, place = memory.put(self.past_key_values)
+        return replace(self, past_key_values=past_key_values, place=place)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        facts = self.revision, self.kind, self.metadata
+        return (Prefix, (self.past_key_values, *facts)) if self.place is None else (_look_at, (self.place, *facts))
+
+
+def _look_at(place: Place, revision: str, kind: str, metadata: Mapping[str, str]) -> Prefix:
+    return Prefix(place.tensor(), revision, kind, metadata, place)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,6 +30,7 @@ from prefix_store.pointers import Pointer, ServedPointers
 from prefix_store.prefix import BackboneSpec, Prefix
 from prefix_store.principals import MAX_SECONDS, Principals
 from prefix_store.registry import Registry
+from prefix_store.shared_memory import SharedMemory
 from prefix_store.tasks import Published, Served, Task, TaskConfig, TaskVersion, Upload
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.upkeep import Upkeep
@@ -44,7 +45,8 @@ class PrefixStore:
     All methods may wait for the disk, so an event loop calls them in threads, except `cached`, which never does.
     Besides what each says they raise `OutOfSpace`, `StoreUnavailable`, `CorruptRecord`, and `UnknownTask` for a task
     that is not there. `place` is a directory's path, with the registry in `registry.sqlite3`; or a bucket's URL, with
-    `registry_url` that of a PostgreSQL database. Opening raises `StoreInUse`, `UnsuitablePlace`, `SchemaTooNew`.
+    `registry_url` that of a PostgreSQL database. Prefixes are kept in `memory`, if given, up to `cache_bytes` of them.
+    Opening raises `StoreInUse`, `UnsuitablePlace`, `SchemaTooNew`.
 
     In a bucket, what another process changed holds here within `MAX_SECONDS`, and a task that is not known here is
     looked up at once. While the registry cannot be reached, what it said last holds.
@@ -59,8 +61,10 @@ class PrefixStore:
         backbone: BackboneSpec,
         cache_bytes: int = 1 << 30,
         registry_url: str | None = None,
+        memory: SharedMemory | None = None,
     ) -> None:
         self._backbone = backbone
+        self._memory = memory
         self._home = open_home(place, registry_url)
         self._blobs, self._names, self._database = self._home.blobs, self._home.names, self._home.database
         self._registry = Registry(self._database, backbone.fingerprint)
@@ -312,7 +316,11 @@ class PrefixStore:
             raise CorruptPrefix(file.name, f"is no prefix of this backbone ({error})") from error
         if not isinstance(prefix, Prefix):
             raise CorruptPrefix(file.name, "is not in the native format")
-        return replace(prefix, kind=version.kind)
+        prefix = replace(prefix, kind=version.kind)
+        if self._memory is not None:
+            with suppress(OSError):  # the system has no more mappings for us: this one goes over in bytes
+                return prefix.shared(self._memory)
+        return prefix
 
     def _read(self, tenant: str, file: StoredFile) -> bytes:
         body = self._blobs.read(tenant, file.name)

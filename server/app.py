@@ -5,6 +5,7 @@ The one place where everything is put together. `create_app` is what any ASGI se
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from batching.checks import Capacity
 from prefix_store.errors import StoreError
+from prefix_store.shared_memory import SharedMemory
 from prefix_store.store import PrefixStore
 from server.access import LOCAL, Access, is_loopback
 from server.account_metrics import AccountMetrics
@@ -88,7 +90,8 @@ def load(settings: Settings) -> Loaded:
 
 def _load(settings: Settings, model: str) -> Loaded:
     with contextlib.ExitStack() as stack:
-        engine = EngineProcess()
+        memory = SharedMemory() if sys.platform == "linux" else None
+        engine = EngineProcess(memory)
         stack.callback(engine.end)
         backbone = engine.load(LoadBackbone(model, settings.device, settings.dtype, settings.deterministic))
         store = PrefixStore(
@@ -96,6 +99,7 @@ def _load(settings: Settings, model: str) -> Loaded:
             backbone=backbone.spec,
             cache_bytes=settings.prefix_cache_bytes,
             registry_url=settings.registry,
+            memory=memory,
         )
         stack.callback(store.close)
         if settings.first_key_file is not None and not store.tenants.has_keys():

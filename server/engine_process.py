@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from batching.checks import Capacity
+from prefix_store.shared_memory import SharedMemory
 from server.channel import Channel
 from server.engine_messages import Allocate, BackboneFacts, LoadBackbone, StartFailure
 
@@ -20,14 +21,15 @@ class EngineStartError(RuntimeError):
 class EngineProcess:
     """Its methods wait: they are for a thread other than the event loop's."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: SharedMemory | None = None) -> None:
+        """`memory` is where the prefixes are that it will be told of; without, they go over in bytes."""
         self.socket, theirs = socket.socketpair()
         with theirs:
             self._popen = subprocess.Popen(
                 (sys.executable, "-P", "-m", "server.engine_main", str(theirs.fileno())),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), *([] if memory is None else [memory.fileno()])],
             )
 
     @property
