@@ -31,6 +31,7 @@ from server.engine_process import EngineProcess
 from server.failure_watch import FailureWatch
 from server.first_key import write_first_key
 from server.grammars import Grammars
+from server.heap import give_back_large_blocks
 from server.http import answer_errors
 from server.inspection import store_inspected
 from server.lifecycle import Lifecycle
@@ -89,6 +90,7 @@ def load(settings: Settings) -> Loaded:
 
 
 def _load(settings: Settings, model: str) -> Loaded:
+    give_back_large_blocks()  # an upload's body, and what it is compiled to
     with contextlib.ExitStack() as stack:
         memory = SharedMemory() if sys.platform == "linux" else None
         engine = EngineProcess(memory)

@@ -35,6 +35,7 @@ from server.engine_messages import (
     StartFailure,
     Work,
 )
+from server.heap import give_back_what_is_free
 from server.tokenizer_loading import load_tokenizer
 
 # A forward pass fills all cores for tens of milliseconds; what the server has to do meanwhile is short, and comes first
@@ -136,6 +137,7 @@ def start(channel: Channel) -> Engine:
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
     tokenizer = load_tokenizer(load.model, backbone.vocab_size)
     names = backbone.dtype_name, backbone.device_name
+    give_back_what_is_free()  # the checkpoint as it was read
     channel.send(BackboneFacts(spec, tokenizer, backbone.eos_token_id, *names))
     allocate: Allocate = channel.receive()
     follower = GrammarFollower(tokenizer, backbone.eos_token_id)

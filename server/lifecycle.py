@@ -1,7 +1,8 @@
 """The server's life: ready, draining, ended. Knows signals and deadlines; knows nothing of HTTP or of what is drained.
 
-Draining: unready at once; a short notice, for load balancers to see it; then no new connections while what is in flight
-goes on, up to the drain timeout; then what is left ends with an error.
+Draining: unready at once; a short notice, in which load balancers see it and what they still send is answered; then no
+new work and no new connections while what is in flight goes on, up to the drain timeout; then what is left ends with an
+error.
 """
 
 import asyncio
@@ -17,7 +18,10 @@ DEAD_EXIT_CODE = 1
 
 
 class Lifecycle:
-    """Made and used on the event loop. `ending` is set when the server should stop to listen."""
+    """Made and used on the event loop. `ending` is set when the server should stop to listen.
+
+    `is_draining`: it is not ready, and what has come goes on. `is_closed`: no new work is taken either.
+    """
 
     def __init__(self, log: FilteringBoundLogger, drain_notice: float, drain_timeout: float) -> None:
         self._log = log
@@ -25,6 +29,7 @@ class Lifecycle:
         self._drain_timeout = drain_timeout
         self._loop = asyncio.get_running_loop()
         self.is_draining = False
+        self.is_closed = False
         self.ending = asyncio.Event()
         self.exit_code = 0
 
@@ -40,8 +45,12 @@ class Lifecycle:
         if not self.is_draining:
             self.is_draining = True
             self._log.info("draining", notice=self._drain_notice, timeout=self._drain_timeout)
+            self._loop.call_later(self._drain_notice, self.close)
             self._loop.call_later(self._drain_notice, self.ending.set)
             self._loop.call_later(self._drain_timeout, give_up)
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def engine_died(self, reason: str) -> None:
         self._log.error("engine_died", reason=reason)

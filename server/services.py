@@ -57,7 +57,7 @@ class Services:
 
     def check_open(self, principal: Principal) -> None:
         """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""
-        if self.lifecycle.is_draining:
+        if self.lifecycle.is_closed:
             raise Unavailable("the server is draining; ask another one")
         self.engine.check_room(principal.tenant, max_queued=principal.limits.max_queued)
 

@@ -196,14 +196,24 @@ def test_an_idle_or_busy_engine_stays_healthy(start: Start) -> None:
     assert server.http.get("/health").status_code == 200
 
 
-def test_a_draining_server_is_unready_refuses_new_work_and_lets_the_old_end(start: Start) -> None:
-    server, gate = held(start, drain_notice=0.5, drain_timeout=20)
+def test_a_draining_server_is_unready_and_still_takes_what_balancers_send_that_have_not_seen_it(start: Start) -> None:
+    server = start(drain_notice=20.0)
+    server.on_loop(server.services.lifecycle.drain, lambda: None)
+    while server.http.get("/ready").status_code != 503:
+        pass
+    assert server.generate("ab")["generated_text"] == "ab"
+
+
+def test_after_the_notice_a_draining_server_refuses_new_work_and_lets_the_old_end(start: Start) -> None:
+    server, gate = held(start, drain_notice=20.0, drain_timeout=20)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(server.generate, "ab")
         gate.wait_until_held()
         server.on_loop(server.services.lifecycle.drain, lambda: None)
-        while server.http.get("/ready").status_code != 503:
+        server.on_loop(server.services.lifecycle.close)  # as when the notice has passed, and still listening
+        while not server.services.lifecycle.is_closed:
             pass
+        assert server.http.get("/ready").status_code == 503
         assert server.http.get("/health").status_code == 200
         refused = server.http.post("/generate", json={"inputs": "ab"})
         assert (refused.status_code, refused.json()["error_type"]) == (503, "unavailable")
