@@ -1,11 +1,14 @@
 # Serves the embedded model:  docker run -p 8000:8000 IMAGE
 # Another one:                docker run -p 8000:8000 -v ./models:/models -v store:/store IMAGE serve --no-auth --model /models/gpt2
 # For tenants with keys:      docker run -v store:/store IMAGE admin tenant add acme, then … admin key create acme, then … IMAGE serve
+# For Ray Serve:              docker build --build-arg EXTRAS=server,cloud,ray .
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS builder
 # pip options put before the torch pin: an index of CPU-only wheels, or `--find-links` with a folder of them.
 ARG TORCH_ARGS=""
+# Of pyproject.toml. `cloud` is 29 MB, and lets several servers share a bucket and PostgreSQL.
+ARG EXTRAS="server,cloud"
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # Any compiler of the base's will do: nothing of it comes into the image.
 # hadolint ignore=DL3008
@@ -17,7 +20,7 @@ COPY constraints.txt ./
 RUN /pip/bin/pip --python /opt/polyprefix/bin/python install ${TORCH_ARGS} "$(grep '^torch==' constraints.txt)"
 COPY . .
 # Of torch, the headers, its own tests and its compilers are 195 MB that nothing here loads.
-RUN /pip/bin/pip --python /opt/polyprefix/bin/python install --constraint constraints.txt '.[server]' \
+RUN /pip/bin/pip --python /opt/polyprefix/bin/python install --constraint constraints.txt ".[${EXTRAS}]" \
     && rm -rf /opt/polyprefix/lib/python3*/site-packages/torch/include /opt/polyprefix/lib/python3*/site-packages/torch/test \
     && find /opt/polyprefix/lib/python3*/site-packages/torch/bin -type f ! -name torch_shm_manager -delete
 
@@ -28,8 +31,10 @@ LABEL org.opencontainers.image.title="Polyprefix" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=builder /opt/polyprefix /opt/polyprefix
+# A login shell, as an operator of Ray starts, sets its own PATH.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polyprefix \
-    && install --directory --owner=polyprefix --group=polyprefix /backups /models /store
+    && install --directory --owner=polyprefix --group=polyprefix /backups /models /store \
+    && echo "PATH=/opt/polyprefix/bin:${PATH}" > /etc/profile.d/polyprefix.sh
 ENV PATH=/opt/polyprefix/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -103,15 +103,18 @@ torture: venv
 
 # What deploys the server, with the tools of those who do: helm, prometheus and promtool; the rest comes from PyPI.
 HELM ?= helm
+CHART := deploy/helm/polyprefix
 DEPLOY := .venv-deploy/bin
 
 check-deploy: venv .venv-deploy/.installed
 	$(DEPLOY)/hadolint Dockerfile
-	promtool check config deploy/prometheus/prometheus.yaml
+	promtool check config deploy/prometheus/prometheus.yaml deploy/prometheus/fleet.yaml
 	promtool test rules deploy/prometheus/rules_test.yaml
-	$(HELM) lint --strict deploy/helm/polyprefix
-	$(HELM) template polyprefix deploy/helm/polyprefix --set podDisruptionBudget.enabled=true > .venv-deploy/rendered.yaml
-	$(DEPLOY)/kubernetes-validate --strict .venv-deploy/rendered.yaml
+	for values in volume bucket ray; do \
+		$(HELM) lint --strict --values tests/deploy/values/$$values.yaml $(CHART) && \
+		$(HELM) template polyprefix --values tests/deploy/values/$$values.yaml $(CHART) > .venv-deploy/$$values.yaml && \
+		$(DEPLOY)/kubernetes-validate --strict .venv-deploy/$$values.yaml || exit 1; \
+	done
 	HELM=$(HELM) $(BIN)/python -m pytest -m deploy tests/deploy
 
 .venv-deploy/.installed: deploy/requirements.txt
@@ -123,11 +126,12 @@ check-deploy: venv .venv-deploy/.installed
 IMAGE ?= localhost/polyprefix:test
 BASE ?= python:3.11-slim-bookworm
 BUILD_ARGS ?=
+EXTRAS ?= server,cloud
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 image:
 	buildah build --format docker --layers --tag $(IMAGE) --build-arg BASE=$(BASE) --build-arg VERSION=$(VERSION) \
-		--build-arg TORCH_ARGS="$(TORCH_ARGS)" $(BUILD_ARGS) .
+		--build-arg EXTRAS=$(EXTRAS) --build-arg TORCH_ARGS="$(TORCH_ARGS)" $(BUILD_ARGS) .
 
 image-test: venv .venv-deploy/.installed image
 	IMAGE=$(IMAGE) $(BIN)/python -m pytest -m image tests/deploy/test_image.py tests/deploy/test_compose.py

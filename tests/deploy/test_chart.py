@@ -1,28 +1,16 @@
-"""What the chart makes: one careful server with a volume, that asks for keys."""
+"""What the chart makes: one careful server with a volume, or several that share a bucket and a database."""
 
-import os
-import shutil
-import subprocess
+import re
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy.expressions import ROOT, RULES
+from tests.deploy.charts import BUCKET, RAY, Resources, environment, notes, render
+from tests.deploy.expressions import RULES
 
 pytestmark = [pytest.mark.deploy]
-CHART = ROOT / "deploy/helm/polyprefix"
-
-Resources = dict[str, dict[str, Any]]  # by kind
-
-
-def render(*values: str) -> Resources:
-    helm = os.environ.get("HELM") or shutil.which("helm")
-    assert helm is not None, "needs helm, on the PATH or where HELM says"
-    command = [helm, "template", "polyprefix", str(CHART), *(f"--set={value}" for value in values)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+BUCKET_ALONE = ("store=s3://bucket/path", "registrySecret.name=database")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +20,12 @@ def resources() -> Resources:
 
 @pytest.fixture(scope="module")
 def pod(resources: Resources) -> dict[str, Any]:
+    return pod_of(resources)
+
+
+def pod_of(resources: Resources) -> dict[str, Any]:
     spec: dict[str, Any] = resources["Deployment"]["spec"]["template"]["spec"]
     return spec
-
-
-def environment(pod: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
 
 
 def test_there_is_one_replica_that_leaves_before_the_next_comes(resources: Resources) -> None:
@@ -82,10 +70,7 @@ def test_only_who_is_named_reaches_the_metrics(resources: Resources) -> None:
 
 
 def test_settings_become_the_servers_environment() -> None:
-    pod = render("settings.max_num_seqs=32", "model=/models/gpt2", "threads=8")["Deployment"]["spec"]["template"][
-        "spec"
-    ]
-    found = environment(pod)
+    found = environment(pod_of(render("settings.max_num_seqs=32", "model=/models/gpt2", "threads=8")))
     assert (found["POLYPREFIX_MAX_NUM_SEQS"], found["POLYPREFIX_MODEL"], found["OMP_NUM_THREADS"]) == (
         "32",
         "/models/gpt2",
@@ -94,8 +79,78 @@ def test_settings_become_the_servers_environment() -> None:
 
 
 def test_a_value_that_there_is_not_is_refused() -> None:
-    with pytest.raises(AssertionError, match="replicas"):
-        render("replicas=3")
+    with pytest.raises(AssertionError, match="'replica' not allowed"):
+        render("replica=3")
+
+
+def test_servers_that_share_a_bucket_come_and_go_one_after_the_other() -> None:
+    made = render(BUCKET, "autoscaling.enabled=false", "replicas=4")
+    assert made.keys() == {"Deployment", "Service", "NetworkPolicy", "PodDisruptionBudget"}
+    assert made["Deployment"]["spec"]["replicas"] == 4
+    assert made["Deployment"]["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    assert made["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
+    spread = pod_of(made)["topologySpreadConstraints"]
+    assert [each["topologyKey"] for each in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+
+
+def test_servers_that_share_a_bucket_keep_nothing_and_read_their_secrets_from_the_cluster() -> None:
+    pod = pod_of(render(BUCKET, "serviceAccountName=reader"))
+    found = environment(pod)
+    assert found["POLYPREFIX_STORE"] == "s3://bucket/path"
+    assert found["POLYPREFIX_REGISTRY"] == {"secretKeyRef": {"name": "database", "key": "registry"}}
+    assert "POLYPREFIX_FIRST_KEY_FILE" not in found  # each would make one, in a directory of its own
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("reader", False)
+    assert {volume["name"]: volume.get("emptyDir") for volume in pod["volumes"]} == {"tmp": {}, "models": {}}
+
+
+def test_servers_that_share_a_bucket_reach_what_is_named_and_names() -> None:
+    names, bucket, database = render(BUCKET)["NetworkPolicy"]["spec"]["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert (bucket["ports"], database["ports"]) == ([{"port": 443}], [{"port": 5432}])
+
+
+def test_a_busy_fleet_grows() -> None:
+    made = render(BUCKET, "autoscaling.maxReplicas=20")
+    scaler = made["HorizontalPodAutoscaler"]["spec"]
+    assert "replicas" not in made["Deployment"]["spec"]  # or each upgrade would take its servers away
+    assert scaler["scaleTargetRef"] == {
+        "apiVersion": made["Deployment"]["apiVersion"],
+        "kind": "Deployment",
+        "name": made["Deployment"]["metadata"]["name"],
+    }
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 20)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (["replicas=2"], "/store': '' does not match pattern"),
+        (["autoscaling.enabled=true"], "/store': '' does not match pattern"),
+        (["registrySecret.name=database"], "/store': '' does not match pattern"),
+        (["storeSecret=bucket"], "/store': '' does not match pattern"),
+        (["store=http://bucket"], "/store': 'http://bucket' does not match pattern"),
+        ([BUCKET, "registrySecret.name="], "/registrySecret/name': minLength"),
+        ([BUCKET, "networkPolicy.egress=null"], "/networkPolicy': missing property 'egress'"),
+        ([*BUCKET_ALONE, "networkPolicy.enabled=true"], "/networkPolicy/egress': minItems"),
+        (["ray.enabled=true"], "/store': '' does not match pattern"),
+        ([RAY, "ray.authSecret="], "/ray/authSecret': minLength"),
+        ([RAY, "autoscaling.enabled=true"], "/autoscaling/enabled': value must be false"),
+        (["settings.registry=postgresql://user:password@host/database"], "invalid propertyName 'registry'"),
+    ],
+    ids=str,
+)
+def test_values_that_make_no_fleet_are_refused(values: list[str], said: str) -> None:
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        render(*values)
+
+
+def test_whoever_installs_it_is_told_how_to_get_a_key() -> None:
+    assert "cat /store/first-key" in notes()
+    assert "polyprefix admin key create" in notes(BUCKET)
 
 
 def test_an_operator_of_prometheus_gets_the_same_rules_and_the_job_that_they_name() -> None:

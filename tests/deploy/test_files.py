@@ -59,3 +59,8 @@ def test_the_chart_is_of_this_release() -> None:
     release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     chart = yaml.safe_load((ROOT / "deploy/helm/polyprefix/Chart.yaml").read_text())
     assert (chart["version"], chart["appVersion"]) == (release, release)
+
+
+def test_the_chart_names_the_ray_that_is_installed() -> None:
+    (pinned,) = re.findall(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert yaml.safe_load((ROOT / "deploy/helm/polyprefix/values.yaml").read_text())["ray"]["version"] == pinned

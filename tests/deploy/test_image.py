@@ -106,7 +106,8 @@ def test_sigterm_lets_streams_that_have_begun_come_to_their_ends() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    settings = (f"--env=POLYPREFIX_PORT={port}", "--env=POLYPREFIX_HOST=127.0.0.1")
+    # The streams have half a minute, also where others use the cores: two threads would wait for each other.
+    settings = (f"--env=POLYPREFIX_PORT={port}", "--env=POLYPREFIX_HOST=127.0.0.1", "--env=OMP_NUM_THREADS=1")
     num_streams, num_tokens = 16, 400
     body = {"inputs": "once", "parameters": {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}}
     with (

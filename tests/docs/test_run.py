@@ -17,7 +17,7 @@ from tests.polyprefix.conftest import find_free_port
 RUN = those(COMMANDS, By.HERE)
 RUN_PAGES = [page for page in PAGES if any(command.page == name_of(page) for command in RUN)]
 WITH_PYTHON = {"README.md", "docs/quickstart.md"}  # other pages' examples are run by tests/clients
-MAX_UNRUN = 15
+MAX_UNRUN = 20
 NO_PROGRAMS = {"export"}  # but the shell's own
 # What is there before the page's first command, beside the files.
 BEFORE = {
