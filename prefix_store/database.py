@@ -28,7 +28,8 @@ _SQLITE_FULL = 13  # sqlite3.SQLITE_FULL: an insert or the log ran out of disk
 _SQLITE_BROKEN = {8, 10, 14}
 _POSTGRESQL_FULL = "53100"  # SQLSTATE disk_full
 # That a server which does not answer is told from a slow one in seconds. Any of it can be set in the URL.
-_POSTGRESQL_PATIENCE = {
+_POSTGRESQL_DEFAULTS = {
+    "client_encoding": "utf8",  # in a database of SQL_ASCII texts would come as bytes
     "connect_timeout": "2",
     "tcp_user_timeout": "5000",
     "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s",
@@ -161,7 +162,7 @@ def _engine(url: str | URL) -> Engine:
         parsed = make_url(url)
         if parsed.drivername == "postgresql+psycopg":
             # The ping replaces connections that a restart of the database has cut.
-            with_patience = parsed.set(query={**_POSTGRESQL_PATIENCE, **parsed.query})
+            with_patience = parsed.set(query={**_POSTGRESQL_DEFAULTS, **parsed.query})
             return create_engine(with_patience, pool_pre_ping=True, pool_timeout=5)
         if parsed.drivername == "sqlite":
             return create_engine(parsed)

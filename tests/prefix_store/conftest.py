@@ -58,6 +58,14 @@ def new_fleet(postgresql_server: PostgreSQL, seaweedfs_server: SeaweedFS) -> Cal
 
 
 @pytest.fixture
+def ascii_database(postgresql_server: PostgreSQL) -> str:
+    """The URL of a database that takes bytes for what they are, as `initdb` makes it where no locale is set."""
+    return _new_database(
+        postgresql_server, "CREATE DATABASE {} TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE_PROVIDER libc LOCALE 'C'"
+    )
+
+
+@pytest.fixture
 def fleet(new_fleet: Callable[[], FleetHome]) -> FleetHome:
     return new_fleet()
 

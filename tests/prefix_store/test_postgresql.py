@@ -10,7 +10,10 @@ from alembic.migration import MigrationContext
 
 from prefix_store.database import Database
 from prefix_store.errors import OutOfSpace, SchemaTooNew, StoreUnavailable
+from prefix_store.principals import Principals
 from prefix_store.schema import metadata
+from prefix_store.tenant_registry import TenantRegistry
+from prefix_store.tenants import Tenant
 from tests.prefix_store.homes import FleetHome
 
 pytestmark = pytest.mark.fleet
@@ -27,6 +30,14 @@ def test_processes_that_start_at_the_same_time_migrate_once(empty_database: str)
     start = f"from prefix_store.database import Database; Database({empty_database!r}).close()"
     processes = [subprocess.Popen([sys.executable, "-c", start]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
+
+
+def test_texts_come_back_from_a_database_without_an_encoding(ascii_database: str) -> None:
+    registry = Database(ascii_database)
+    tenants = TenantRegistry(registry, principals=Principals(max_outage=0.0))
+    tenants.add_tenant(Tenant(name="acme"))
+    assert [tenant.name for tenant in tenants.tenants()] == ["acme"]
+    registry.close()
 
 
 def test_a_database_of_a_newer_release_is_refused(empty_database: str) -> None:
