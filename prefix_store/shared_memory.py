@@ -4,6 +4,7 @@ A server and its engine both hold the prefixes that are in use: here they are on
 bytes. Knows tensors and places. Knows nothing of what they mean.
 """
 
+import ctypes
 import mmap
 import os
 from dataclasses import dataclass
@@ -13,6 +14,14 @@ from weakref import finalize
 
 import torch
 from torch import Tensor
+
+# Python's own mmap keeps a descriptor for each mapping, of which a process has 1,024 where nothing is said.
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +39,21 @@ class Place:
 
     def tensor(self) -> Tensor:
         """The tensor itself, not a copy: mapped for as long as it lives. Raises `OSError`."""
-        return _tensor(self, self.mapped())
+        return self._tensor(gives_back=False)
 
-    def mapped(self) -> mmap.mmap:
-        return mmap.mmap(self.descriptor, self.nbytes, offset=self.offset)
+    def owned_tensor(self) -> Tensor:
+        """The same, whose end gives the memory back to the system. Raises `OSError`."""
+        return self._tensor(gives_back=True)
+
+    def _tensor(self, gives_back: bool) -> Tensor:
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _libc.mmap(None, self.nbytes, access, mmap.MAP_SHARED, self.descriptor, self.offset)
+        if address == _MAP_FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        mapped = (ctypes.c_char * self.nbytes).from_address(address)
+        finalize(mapped, _unmap, address, self.nbytes, gives_back).atexit = False
+        return torch.frombuffer(mapped, dtype=self.dtype).view(self.shape)  # it, and each view of it, holds `mapped`
 
 
 class SharedMemory:
@@ -46,7 +66,7 @@ class SharedMemory:
     def __init__(self) -> None:
         """Raises `OSError`, or `AttributeError` where the system is not Linux."""
         self._descriptor = os.memfd_create("polyprefix")
-        finalize(self, os.close, self._descriptor)  # every tensor's own finalizer holds this object until then
+        finalize(self, os.close, self._descriptor)  # what is mapped stays so
         self._lock = Lock()
         self._end = 0
 
@@ -56,9 +76,7 @@ class SharedMemory:
     def put(self, tensor: Tensor) -> tuple[Tensor, Place]:
         """The same numbers, here. Raises `OSError` where there may be no more mappings."""
         place = self._new_place(tensor)
-        mapped = place.mapped()
-        finalize(mapped, self._give_back, place).atexit = False
-        shared = _tensor(place, mapped)
+        shared = place.owned_tensor()
         shared.copy_(tensor)
         return shared, place
 
@@ -70,10 +88,8 @@ class SharedMemory:
             os.ftruncate(self._descriptor, self._end)
         return place
 
-    def _give_back(self, place: Place) -> None:
-        with place.mapped() as mapped:
-            mapped.madvise(mmap.MADV_REMOVE)
 
-
-def _tensor(place: Place, mapped: mmap.mmap) -> Tensor:
-    return torch.frombuffer(mapped, dtype=place.dtype).view(place.shape)
+def _unmap(address: int, num_bytes: int, gives_back: bool) -> None:
+    if gives_back:
+        _libc.madvise(address, num_bytes, mmap.MADV_REMOVE)
+    _libc.munmap(address, num_bytes)

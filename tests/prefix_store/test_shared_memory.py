@@ -66,6 +66,15 @@ def test_what_nobody_holds_is_given_back_and_its_place_is_not_used_again() -> No
     assert bytes_of(memory) == empty == 0
 
 
+def test_a_prefix_takes_no_descriptor() -> None:
+    memory = SharedMemory()
+    before = len(os.listdir("/proc/self/fd"))
+    shared = [prefix_of(number).shared(memory) for number in range(50)]
+    seen = [pickle.loads(pickle.dumps(prefix)) for prefix in shared]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [prefix.past_key_values[0, 0, 0, 0, 0].item() for prefix in seen] == list(range(50))
+
+
 def test_a_view_keeps_the_bytes_alive() -> None:
     memory = SharedMemory()
     view = prefix_of(2.0).shared(memory).past_key_values[0]
