@@ -34,7 +34,8 @@ _POSTGRESQL_DEFAULTS = {
     "tcp_user_timeout": "5000",
     "options": "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s",
 }
-_OUTAGE_SECONDS = 1.0  # after a failed connection, for how long no other is tried: each try takes a thread its time
+_OUTAGE_SECONDS = 1.0  # after a failure to connect, for how long no other tries: each try takes a thread its time
+_NUM_CONNECTIONS = 8  # of one process to PostgreSQL. They stay: one that is made anew for a request is slow under load
 
 
 class Database:
@@ -45,7 +46,7 @@ class Database:
     """
 
     def __init__(self, url: str | URL) -> None:
-        self._closed_until = 0.0  # after a failed connection
+        self._closed_until = 0.0  # to new connections; those that there are may still be well
         with self._errors():
             self._engine = _engine(url)
             self._is_sqlite = self._engine.dialect.name == "sqlite"
@@ -53,6 +54,8 @@ class Database:
                 event.listen(self._engine, "connect", _prepare_sqlite)
                 event.listen(self._engine, "begin", _begin_sqlite)
                 event.listen(self._engine, "handle_error", _distrust_connection)
+            else:
+                event.listen(self._engine, "do_connect", self._check_open)
         # SQLite reads a snapshot anyway, PostgreSQL when it is asked to. Transactions that read first and then write
         # have to be writers from their beginning in SQLite; PostgreSQL's lock the rows that they read.
         snapshot = {} if self._is_sqlite else {"isolation_level": "REPEATABLE READ"}
@@ -116,10 +119,12 @@ class Database:
                 self._held = self._engine.raw_connection()
                 fsync_directory(Path(path).parent)
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _check_open(self, *_: object) -> None:
         if time.monotonic() < self._closed_until:
             raise StoreUnavailable("the registry could not be reached a moment ago")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
@@ -163,7 +168,8 @@ def _engine(url: str | URL) -> Engine:
         if parsed.drivername == "postgresql+psycopg":
             # The ping replaces connections that a restart of the database has cut.
             with_patience = parsed.set(query={**_POSTGRESQL_DEFAULTS, **parsed.query})
-            return create_engine(with_patience, pool_pre_ping=True, pool_timeout=5)
+            pool = {"pool_size": _NUM_CONNECTIONS, "max_overflow": 0, "pool_timeout": 5}
+            return create_engine(with_patience, pool_pre_ping=True, **pool)
         if parsed.drivername == "sqlite":
             return create_engine(parsed)
     except ArgumentError:

@@ -46,6 +46,16 @@ class PostgreSQL:
     def stop(self) -> None:
         self.run("pg_ctl", "-D", self.directory / "data", "-w", "-m", "immediate", "stop")
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Connections that there are go on; whoever wants a new one waits."""
+        postmaster = int((self.directory / "data" / "postmaster.pid").read_text().splitlines()[0])
+        os.kill(postmaster, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(postmaster, signal.SIGCONT)
+
     def run(self, program: str, *arguments: str | Path) -> None:
         user: dict[str, object] = {}
         if self.account is not None:

@@ -15,6 +15,7 @@ from prefix_store.schema import metadata
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import Tenant
 from tests.prefix_store.homes import FleetHome
+from tests.prefix_store.servers import PostgreSQL
 
 pytestmark = pytest.mark.fleet
 
@@ -47,6 +48,19 @@ def test_a_database_of_a_newer_release_is_refused(empty_database: str) -> None:
     database.close()
     with pytest.raises(SchemaTooNew):
         Database(empty_database)
+
+
+def test_where_no_new_connection_can_be_had_those_that_there_are_serve_on(
+    empty_database: str, postgresql_server: PostgreSQL
+) -> None:
+    database = Database(f"{empty_database}?connect_timeout=1")
+    with postgresql_server.closed():
+        with database.reading():  # takes the one that there is
+            for _ in range(2):  # the first waits for it, the second is told at once
+                with pytest.raises(StoreUnavailable, match=r"timeout|a moment ago"), database.reading():
+                    pass
+        database.ping()
+    database.close()
 
 
 def test_a_full_disk_is_told_as_such(empty_database: str) -> None:
