@@ -120,6 +120,11 @@ class Panels:
             out_features=out_features,
         )
 
+    def columns(self, numbers: Tensor) -> Tensor:
+        """`[N]` numbers of columns -> `[N, in_features]`, their weights as they were before they were laid in order."""
+        words = self.weight.view(torch.int32)[..., 0]  # [panels, words of a row, PANEL_WIDTH]
+        return words[numbers // PANEL_WIDTH, :, numbers % PANEL_WIDTH].view(self.weight.dtype)
+
 
 def can_multiply(dtype: torch.dtype, device: torch.device, in_features: int) -> bool:
     """Whether `linear` has code for bfloat16 `x` and weights of this type (bfloat16 or int8) on this device.

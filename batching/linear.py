@@ -5,6 +5,7 @@ On CPUs the weight is packed once: for our own loops where the processor has AVX
 Knows nothing of GPT-2.
 """
 
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -31,6 +32,11 @@ class Linear(Protocol):
         """`[N, in_features]` -> `[N, out_features]`."""
 
 
+class Embedding(Protocol):
+    def __call__(self, token_ids: Tensor, /) -> Tensor:
+        """`[N]` -> `[N, features]`."""
+
+
 class KernelLinear:
     """Weights in bfloat16 or int8 for our own loops, which fuse GPT-2's GELU. `x` is bfloat16."""
 
@@ -42,6 +48,15 @@ class KernelLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         return activate(kernels.linear(x, self._panels, self._has_gelu, self._out_dtype), self._activation)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its weights are as they were given."""
+        return self._panels.scales is None
+
+    def weights_of(self, outputs: Tensor) -> Tensor:
+        """`[N]` numbers of outputs -> `[N, in_features]`."""
+        return self._panels.columns(outputs)
 
 
 class PackedLinear:
@@ -139,6 +154,14 @@ def make_linear(
     is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
     linear: Linear = PackedLinear(weight, bias, activation) if is_packable else PlainLinear(weight, bias, activation)
     return BlockedLinear(linear) if is_deterministic else linear
+
+
+def make_embedding(weight: Tensor, head: Linear | None) -> Embedding:
+    """`weight` `[V, features]`; `head` is the layer of the same weights, where they are the same: read there, if it has
+    them as they are, they need not be kept twice."""
+    if isinstance(head, KernelLinear) and head.is_exact:
+        return head.weights_of
+    return partial(F.embedding, weight=weight)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

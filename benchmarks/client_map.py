@@ -21,7 +21,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from batching.engine import Engine
-from batching.gpt2 import load_backbone
+from batching.pretrained import load_backbone
 from batching.types import Request, SamplingParams, StepOutput
 from benchmarks.arguments import device_and_dtype, make_parser
 from benchmarks.engine import NUM_NEW_TOKENS, NUM_ROWS, NUM_VIRTUAL_TOKENS

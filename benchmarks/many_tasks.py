@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from batching.gpt2 import load_backbone
+from batching.pretrained import load_backbone
 from prefix_store.formats import dump
 from prefix_store.prefix import BackboneShape, BackboneSpec
 from prefix_store.store import PrefixStore

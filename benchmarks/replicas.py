@@ -30,7 +30,7 @@ import httpx
 import psutil
 from safetensors.torch import save
 
-from batching.gpt2 import load_backbone
+from batching.pretrained import load_backbone
 from benchmarks.arguments import device_and_dtype, make_parser
 from benchmarks.load import Answer, Connection, generate, percentile, request
 from benchmarks.random_server import ServerSettings, random_model, random_prefixes, serving

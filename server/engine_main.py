@@ -1,6 +1,8 @@
 """The engine's own process: it loads the backbone, then takes what has come, steps, and tells what the step did.
 
-    python -m server.engine_main FD
+    python -m server.engine_main FD CHECKPOINT_FD
+
+talks over the socket FD. What `server.checkpoint_main` read is in the file CHECKPOINT_FD once it is told to load.
 
 A process, because a forward pass calls the interpreter some hundred times and would wait each time for whatever the
 server is doing. Knows the engine and one end of a channel. Knows nothing of HTTP, of text, or of who asks.
@@ -15,10 +17,9 @@ import sys
 import threading
 from typing import Protocol
 
-from transformers.utils.logging import disable_progress_bar
-
+from batching.checkpoint import Checkpoint, read
 from batching.engine import Engine
-from batching.gpt2 import load_backbone
+from batching.gpt2 import Backbone
 from batching.types import Abort, RequestError, StepStats
 from prefix_store.prefix import BackboneSpec
 from server.channel import Channel
@@ -36,7 +37,6 @@ from server.engine_messages import (
     Work,
 )
 from server.heap import give_back_what_is_free
-from server.tokenizer_loading import load_tokenizer
 
 # A forward pass fills all cores for tens of milliseconds; what the server has to do meanwhile is short, and comes first
 NICENESS = 10
@@ -130,14 +130,13 @@ class EngineLoop:
         return tuple(refusals)
 
 
-def start(channel: Channel) -> Engine:
+def start(channel: Channel, checkpoint: int) -> Engine:
     """Load what the server asks for. Raises `ValueError`, `OSError`, `RuntimeError`: a wrong model, device, number."""
     load: LoadBackbone = channel.receive()
-    backbone = load_backbone(load.model, load.device, load.dtype, load.is_deterministic)
+    backbone, tokenizer = load_backbone(checkpoint, load)
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
-    tokenizer = load_tokenizer(load.model, backbone.vocab_size)
     names = backbone.dtype_name, backbone.device_name
-    give_back_what_is_free()  # the checkpoint as it was read
+    give_back_what_is_free()  # the weights as they were before they were packed
     channel.send(BackboneFacts(spec, tokenizer, backbone.eos_token_id, *names))
     allocate: Allocate = channel.receive()
     follower = GrammarFollower(tokenizer, backbone.eos_token_id)
@@ -146,6 +145,13 @@ def start(channel: Channel) -> Engine:
     )
     channel.send(engine.capacity)
     return engine
+
+
+def load_backbone(descriptor: int, load: LoadBackbone) -> tuple[Backbone, str]:
+    """The backbone and the text of its tokenizer.json, out of the file, which is closed."""
+    stored: tuple[Checkpoint, str] = read(descriptor)
+    checkpoint, tokenizer = stored
+    return Backbone.of(checkpoint, load.device, load.dtype, load.is_deterministic), tokenizer
 
 
 def end_with(sock: socket.socket) -> None:
@@ -159,13 +165,12 @@ def end_with(sock: socket.socket) -> None:
 def main() -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)  # they may be sent to all processes: draining is the server's
-    disable_progress_bar()  # transformers' own, which would stand between the lines of the server's log
     os.nice(NICENESS)
     sock = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=end_with, args=[sock], daemon=True).start()
     channel = Channel(sock)
     try:
-        engine = start(channel)
+        engine = start(channel, int(sys.argv[2]))
     except (ValueError, OSError, RuntimeError) as error:
         channel.send(StartFailure(str(error)))
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Finds the tokenizer beside a model, in the engine's process, which has transformers already: that takes seconds.
+"""Finds the tokenizer beside a model, in the process that reads the model.
 
 Knows transformers. Knows nothing of what the tokenizer is used for.
 """

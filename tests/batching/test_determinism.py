@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from batching import kernels, linear
+from batching.checkpoint import BackboneError
 from batching.engine import Engine
-from batching.gpt2 import Backbone, BackboneError
+from batching.gpt2 import Backbone
 from batching.linear import BLOCK_ROWS
 from batching.types import Request, StepOutput
 from tests.batching.support import ask, make_model, make_prefix, make_prompt, run

@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import BertConfig, GPT2LMHeadModel
 
+from batching.checkpoint import BackboneError
 from batching.engine import Engine
-from batching.gpt2 import Backbone, BackboneError, load_backbone
+from batching.gpt2 import Backbone
+from batching.pretrained import load_backbone
 from prefix_store.fingerprint import fingerprint
 from tests.batching import oracle
 from tests.batching.support import ask, make_model, make_prefix, make_prompt, run, tokens
@@ -26,6 +28,19 @@ def test_a_checkpoint_on_disk_answers_as_transformers_does(checkpoint):
     (outputs,) = run(Engine(backbone, max_num_seqs=2), [request])
     assert tokens(outputs) == oracle.generate(model, request)
     assert (backbone.name, backbone.dtype_name, backbone.device_name) == ("tiny", "float32", "cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_head_of_its_own_is_no_embedding(tmp_path, dtype):
+    tied, model = make_model(), make_model(tie_word_embeddings=False)
+    model.load_state_dict(tied.state_dict())
+    model.lm_head.weight.data *= -1
+    model.save_pretrained(tmp_path / "untied")
+    backbone = load_backbone(tmp_path / "untied", device="cpu", dtype=dtype)
+    token_ids = torch.arange(backbone.vocab_size)
+    assert torch.equal(backbone.embed(token_ids), model.transformer.wte.weight.to(backbone.dtype))
+    states = torch.randn(3, backbone.shape.n_embd, dtype=backbone.dtype)
+    torch.testing.assert_close(backbone.logits(states), -Backbone.from_model(tied, dtype=dtype).logits(states))
 
 
 def test_the_fingerprint_is_that_of_the_stored_weights_whatever_the_serving_dtype(checkpoint):

@@ -7,7 +7,16 @@ import torch
 from torch.nn import functional as F
 
 from batching import kernels
-from batching.linear import ACTIVATIONS, KernelLinear, PackedLinear, PlainInt8Linear, make_linear, quantize, round_up
+from batching.linear import (
+    ACTIVATIONS,
+    KernelLinear,
+    PackedLinear,
+    PlainInt8Linear,
+    make_embedding,
+    make_linear,
+    quantize,
+    round_up,
+)
 
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(
@@ -38,6 +47,23 @@ def test_numbers_of_rows_are_few_and_cost_at_most_an_eighth_more() -> None:
     assert all(num_rows <= number <= num_rows * 9 / 8 for num_rows, number in numbers.items())
     assert len(set(numbers.values())) == 16 + 8 * 6
     assert {1, 8, 16, 32, 48, 64, 512} <= set(numbers.values())
+
+
+@pytest.mark.parametrize("vocab_size", [47, 48, 1031])
+def test_an_embedding_read_from_the_heads_panels_is_the_weight_itself(vocab_size: int) -> None:
+    weight, _, _ = make_layer(vocab_size, 64)
+    token_ids = torch.arange(vocab_size).flip(0)
+    head = KernelLinear(kernels.Panels.of(weight, None), None, torch.float32)
+    assert torch.equal(make_embedding(weight, head)(token_ids), weight[token_ids])
+
+
+def test_an_embedding_is_kept_beside_a_head_that_has_other_numbers() -> None:
+    weight, _, _ = make_layer(50, 16)
+    token_ids = torch.arange(50)
+    rounded, scales = quantize(weight)
+    of_int8 = KernelLinear(kernels.Panels.of(rounded, None, scales), None, torch.float32)
+    for head in (of_int8, make_linear(weight, None, out_dtype=torch.float32, is_int8=True), None):
+        assert torch.equal(make_embedding(weight, head)(token_ids), weight)
 
 
 @needs_kernels

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from batching.engine import Engine
-from batching.gpt2 import Backbone, load_backbone
+from batching.gpt2 import Backbone
+from batching.pretrained import load_backbone
 from batching.types import FinishReason, Request, SamplingParams, StepOutput
 from server.constraints import GrammarFollower
 from server.grammar_compiler import Grammar

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -89,12 +91,18 @@ def test_why_the_engine_did_not_start_is_told(tmp_path: Path) -> None:
     engine.end()
 
 
-def test_an_engine_that_ends_while_it_starts_is_told(tmp_path: Path) -> None:
+def test_an_engine_that_ends_while_it_starts_is_told(tiny_model: Path) -> None:
     engine = EngineProcess()
     os.kill(engine.pid, signal.SIGKILL)
-    with pytest.raises(EngineStartError, match="ended with status -9"):
-        engine.load(LoadBackbone(str(tmp_path), "cpu", "float32"))
+    with pytest.raises(EngineStartError, match="the engine's process ended with status -9"):
+        engine.load(LoadBackbone(str(tiny_model), "cpu", "float32"))
     engine.end()
+
+
+def test_what_reads_models_is_not_in_the_engine() -> None:
+    """transformers takes a hundred megabytes."""
+    imported = "import sys, server.engine_main; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", imported], check=False).returncode == 0
 
 
 def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 
 from batching.engine import Engine
-from batching.gpt2 import load_backbone
+from batching.pretrained import load_backbone
 from server.constraints import GrammarFollower
 from server.grammar_compiler import Grammar, GrammarError
 from server.grammars import Grammars, GrammarTrial
