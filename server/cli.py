@@ -27,7 +27,7 @@ from server.settings import Settings
 
 ENDING_GRACE = 5  # seconds for the last answers to be written, after every request has ended
 # A full collection looks through every open request's rows and tokens: 80 ms in which nobody is refused or answered. By
-# CPython's own 10 in the last place one came every second at ten times the load; what has died waits longer now.
+# CPython's own 10 in the last place one came every second at ten times the load. A request leaves nothing for it.
 GC_THRESHOLDS = (700, 10, 200)
 
 

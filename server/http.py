@@ -6,8 +6,8 @@ Knows HTTP and JSON. Knows nothing of tasks, tokens or the engine.
 import asyncio
 import json
 import math
+import random
 import re
-import secrets
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -29,8 +29,8 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def choose_request_id(given: bytes | None) -> str:
-    """The caller's own `x-request-id` if it is short and printable, else a fresh one."""
-    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    """The caller's own `x-request-id` if it is short and printable, else a fresh one, which is no secret."""
+    return given.decode() if given is not None and REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
 
 
 def request_id_of(request: Request) -> str:

@@ -25,11 +25,47 @@ REQUEST_LINE = re.compile(rb"(?!CONNECT )[!-~]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
 BEGUN_REQUEST_LINE = re.compile(rb"[ -~]*\r?")
 # Nothing else is spoken here, which a client must bear (RFC 9110, 7.8); llhttp would leave the body to the other one.
 UPGRADE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*", re.IGNORECASE)
+INFORMATIONAL = b"HTTP/1.1 1"
 ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
 
 
 class Forbidden(Exception):
     """What HTTP/1.1 forbids and llhttp lets through."""
+
+
+class OneWrite:
+    """A transport, for one answer: its head goes out with the first of its body, in one write and not in two.
+
+    Where nothing follows at once the head goes out alone.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+        self._has_begun = False
+
+    def write(self, data: bytes) -> None:
+        if self._has_begun or data.startswith(INFORMATIONAL):
+            self._transport.write(self._take_head() + data)
+        else:
+            self._has_begun, self._head = True, data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if head := self._take_head():
+            self._transport.write(head)
+
+    def _take_head(self) -> bytes:
+        head, self._head = self._head or b"", None
+        return head
 
 
 class DeadlineProtocol(HttpToolsProtocol):
@@ -80,6 +116,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        cycle.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
 

@@ -1,6 +1,8 @@
 """Waiting at a mailbox, and for a moment that is put off, without an engine."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Coroutine
 from typing import Any
 
@@ -83,6 +85,25 @@ def test_a_letter_that_cannot_be_read_ends_its_mailbox_and_the_first_reason_stay
 
     run(scenario())
     assert read == [said(0)]
+
+
+def test_a_mailbox_that_is_closed_leaves_nothing_for_the_garbage_collector() -> None:
+    """At ten times its load a server had 150,000 such objects when it collected them, for half a second."""
+
+    async def scenario() -> None:
+        mailbox = Mailbox("acme", 1, lambda letter: True)
+        mailbox.put(said(0))
+        await mailbox.wait(60)
+        mailbox.close()
+        closed = weakref.ref(mailbox)
+        del mailbox
+        assert closed() is None
+
+    gc.disable()
+    try:
+        run(scenario())
+    finally:
+        gc.enable()
 
 
 def test_an_alarm_that_is_put_off_rings_once_and_at_its_last_moment() -> None:

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer as Backend
 from uvicorn.server import ServerState
 
-from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol
+from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol, OneWrite
 from tests.server.conftest import Running, running
 from tests.server.fakes import EchoEngine, Gate
 
@@ -448,3 +448,37 @@ def test_a_body_that_came_after_its_answer_keeps_the_connection(server: Running)
         connection.sendall(GET + b"\r\n")
         connection.settimeout(20)
         assert read_until(connection, b"}").startswith(b"HTTP/1.1 200")
+
+
+class Written(asyncio.Transport):
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.pieces.append(bytes(data))
+
+    def close(self) -> None:
+        self.pieces.append(b"closed")
+
+
+def test_a_head_goes_out_with_its_body_and_alone_where_nothing_follows_at_once() -> None:
+    async def write(*pieces: bytes | None) -> list[bytes]:
+        """None is a turn of the event loop."""
+        written = Written()
+        answer = OneWrite(written, asyncio.get_running_loop())
+        for piece in pieces:
+            if piece is None:
+                await asyncio.sleep(0)
+            else:
+                answer.write(piece)
+        answer.close()
+        return written.pieces
+
+    async def scenario() -> None:
+        head, waiting = b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert await write(head, b"a", b"b", None) == [head + b"a", b"b", b"closed"]
+        assert await write(head, None, b"a", None, b"b") == [head, b"a", b"b", b"closed"]
+        assert await write(head) == [head, b"closed"]
+        assert await write(waiting, head, b"a") == [waiting, head + b"a", b"closed"]
+
+    asyncio.run(scenario())
