@@ -50,16 +50,16 @@ class OneWrite:
             self._transport.write(self._take_head() + data)
         else:
             self._has_begun, self._head = True, data
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
 
     def close(self) -> None:
-        self._flush()
+        self.flush()
         self._transport.close()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         if head := self._take_head():
             self._transport.write(head)
 
@@ -111,12 +111,13 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._answer.flush()  # an answer to HEAD has no body
         super().on_response_complete()
         if not self.transport.is_closing():
             self._read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.transport = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
+        cycle.transport = self._answer = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
 

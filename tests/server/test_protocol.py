@@ -377,6 +377,16 @@ def test_an_answer_to_head_has_no_body(server: Running) -> None:
     assert second.startswith(b"200")
 
 
+def test_an_answer_to_head_comes_before_the_refusal_of_what_follows_it(server: Running) -> None:
+    with connected(server) as connection:
+        connection.sendall(GET.replace(b"GET", b"HEAD") + b"\r\nno request\r\n\r\n")
+        answers = read_until(connection, b"no end")
+    assert [line for line in answers.splitlines() if line.startswith(b"HTTP/")] == [
+        b"HTTP/1.1 405 Method Not Allowed",
+        b"HTTP/1.1 400 Bad Request",
+    ]
+
+
 def test_http_1_0_is_answered_without_chunks_and_its_connection_closed(server: Running) -> None:
     for path, end in (("/generate_stream", b"}\n\n"), ("/generate", b"}")):
         with connected(server) as connection:
