@@ -83,6 +83,7 @@ def read(descriptor: int) -> Any:
     The tensors are the file's pages, not copies, and keep all of it for as long as one of them lives.
     """
     try:
+        os.lseek(descriptor, 0, os.SEEK_SET)  # where a name in /dev/fd is the same open file, not a new one
         return torch.load(f"/dev/fd/{descriptor}", mmap=True, weights_only=False)
     finally:
         os.close(descriptor)

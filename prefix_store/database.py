@@ -130,7 +130,7 @@ class Database:
         except DBAPIError as error:
             if _is_full(error):
                 raise OutOfSpace("the registry's disk is full; nothing was kept") from error
-            if not self._is_sqlite and (error.connection_invalidated or error.statement is None):
+            if not self._is_sqlite and error.statement is None:  # a connection could not be made
                 self._closed_until = time.monotonic() + _OUTAGE_SECONDS
             raise StoreUnavailable(f"the registry failed: {error.orig}") from error
         except UnicodeDecodeError as error:  # sqlite3, where the damage is in what it wants to say of it

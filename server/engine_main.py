@@ -133,7 +133,7 @@ class EngineLoop:
 def start(channel: Channel, checkpoint: int) -> Engine:
     """Load what the server asks for. Raises `ValueError`, `OSError`, `RuntimeError`: a wrong model, device, number."""
     load: LoadBackbone = channel.receive()
-    backbone, tokenizer = load_backbone(checkpoint, load)
+    backbone, tokenizer = unpack(checkpoint, load)
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
     names = backbone.dtype_name, backbone.device_name
     give_back_what_is_free()  # the weights as they were before they were packed
@@ -147,7 +147,7 @@ def start(channel: Channel, checkpoint: int) -> Engine:
     return engine
 
 
-def load_backbone(descriptor: int, load: LoadBackbone) -> tuple[Backbone, str]:
+def unpack(descriptor: int, load: LoadBackbone) -> tuple[Backbone, str]:
     """The backbone and the text of its tokenizer.json, out of the file, which is closed."""
     stored: tuple[Checkpoint, str] = read(descriptor)
     checkpoint, tokenizer = stored

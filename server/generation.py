@@ -137,7 +137,9 @@ async def tokenize(services: Services, text: str) -> tuple[int, ...]:
     if num_bytes > max_bytes:
         raise InvalidValue(f"inputs: {num_bytes} bytes of text, expected at most {max_bytes}")
     if num_bytes <= MAX_SHORT_BYTES:
-        return services.tokenizer.encode(text)
+        token_ids = services.tokenizer.encode(text)
+        await asyncio.sleep(0)  # a request may have many texts, and others want their turn
+        return token_ids
     return await asyncio.to_thread(services.tokenizer.encode, text)
 
 

@@ -60,7 +60,8 @@ class OneWrite:
         return self._transport.is_closing()
 
     def flush(self) -> None:
-        if head := self._take_head():
+        head = self._take_head()
+        if head and not self._transport.is_closing():
             self._transport.write(head)
 
     def _take_head(self) -> bytes:

@@ -99,6 +99,14 @@ def test_an_engine_that_ends_while_it_starts_is_told(tiny_model: Path) -> None:
     engine.end()
 
 
+def test_what_reads_the_model_does_not_outlive_the_server() -> None:
+    endless = "import time, server.checkpoint_main as m; m.read_checkpoint = lambda *_: time.sleep(3600); m.main()"
+    reader = subprocess.Popen([sys.executable, "-c", endless, "0", "gpt2", "cpu", "float32"], stdout=subprocess.PIPE)
+    assert reader.stdout is not None
+    reader.stdout.close()  # as it is when the server is killed
+    assert reader.wait(60) == 1
+
+
 def test_what_reads_models_is_not_in_the_engine() -> None:
     """transformers takes a hundred megabytes."""
     imported = "import sys, server.engine_main; sys.exit('transformers' in sys.modules)"

@@ -470,6 +470,9 @@ class Written(asyncio.Transport):
     def close(self) -> None:
         self.pieces.append(b"closed")
 
+    def is_closing(self) -> bool:
+        return b"closed" in self.pieces
+
 
 def test_a_head_goes_out_with_its_body_and_alone_where_nothing_follows_at_once() -> None:
     async def write(*pieces: bytes | None) -> list[bytes]:
