@@ -16,10 +16,19 @@ _MAX_REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Remembered:
+class Remembered:
+    """`is_due`: half of its time is over. Who asks anew then, meanwhile, never waits for a key that is in use."""
+
+    principal: Principal
+    is_due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Proved:
     """`until` then it holds unasked, `at_most_until` then where nobody can be asked."""
 
     principal: Principal
+    due_at: float
     until: float
     at_most_until: float
 
@@ -32,41 +41,44 @@ class Principals:
         self._clock = clock
         self._max_outage = max_outage
         self._lock = Lock()
-        self._remembered: dict[str, _Remembered] = {}
-        self._num_changes = 0
+        self._proved: dict[str, _Proved] = {}
+        self.num_changes = 0  # that were made here: what is being proved may be over at each
 
-    def get(self, secret_sha256: str) -> Principal | None:
+    def get(self, secret_sha256: str) -> Remembered | None:
         with self._lock:
-            found = self._remembered.get(secret_sha256)
-        return found.principal if found is not None and self._clock() < found.until else None
+            found = self._proved.get(secret_sha256)
+        now = self._clock()
+        return Remembered(found.principal, now >= found.due_at) if found is not None and now < found.until else None
 
     def read(self, secret_sha256: str, prove: Callable[[], tuple[Principal, float]]) -> Principal:
         """By `prove()`, outside the lock, which says also for how many seconds that holds at most."""
         started = self._clock()
         with self._lock:
-            num_changes = self._num_changes
+            num_changes = self.num_changes
         try:
             principal, seconds = prove()
         except StoreUnavailable:
             with self._lock:
-                last = self._remembered.get(secret_sha256)
+                last = self._proved.get(secret_sha256)
             if last is None or started >= last.at_most_until:
                 raise
             return last.principal
         except Unauthorized:
             with self._lock:
-                self._remembered.pop(secret_sha256, None)
+                self._proved.pop(secret_sha256, None)
             raise
         with self._lock:
-            if self._num_changes == num_changes:  # else what was proved may be over already
-                if len(self._remembered) >= _MAX_REMEMBERED:
-                    self._remembered.clear()
-                until, at_most_until = (started + min(seconds, most) for most in (MAX_SECONDS, self._max_outage))
-                self._remembered[secret_sha256] = _Remembered(principal, until, at_most_until)
+            if self.num_changes == num_changes:  # else what was proved may be over already
+                if len(self._proved) >= _MAX_REMEMBERED:
+                    self._proved.clear()
+                holds, at_most = min(seconds, MAX_SECONDS), min(seconds, self._max_outage)
+                self._proved[secret_sha256] = _Proved(
+                    principal, started + holds / 2, started + holds, started + at_most
+                )
         return principal
 
     def forget(self) -> None:
         """Something about keys or tenants was changed here."""
         with self._lock:
-            self._num_changes += 1
-            self._remembered.clear()
+            self.num_changes += 1
+            self._proved.clear()

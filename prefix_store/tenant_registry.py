@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from prefix_store.database import Database, lock_name
 from prefix_store.errors import InvalidTenant, TenantExists, Unauthorized, UnknownKey
 from prefix_store.keys import hash_of, key_id_of, new_key
-from prefix_store.principals import Principals
+from prefix_store.principals import Principals, Remembered
 from prefix_store.records import check
 from prefix_store.schema import api_keys, moment_text, tenants
 from prefix_store.tenant_rows import (
@@ -133,19 +133,27 @@ class TenantRegistry:
         with self._database.reading() as connection:
             return connection.execute(select(api_keys.c.key_id).limit(1)).first() is not None
 
-    def remembered(self, secret: str) -> Principal | None:
+    @property
+    def num_changes(self) -> int:
+        """How many changes of keys and tenants were made here; what was asked before the last may be over."""
+        return self._principals.num_changes
+
+    def remembered(self, secret: str) -> Remembered | None:
         """Whom a key proves, if that was asked within the last two seconds; never waits for the disk."""
-        principal = self._principals.get(hash_of(secret))
-        if principal is not None:
-            self._note_use(principal)
-        return principal
+        remembered = self._principals.get(hash_of(secret))
+        if remembered is not None:
+            self._note_use(remembered.principal)
+        return remembered
 
     def authenticate(self, secret: str) -> Principal:
-        """Whom a key proves. Raises `Unauthorized`, for whatever reason in the same time."""
+        """Whom a key proves, remembered or not. Raises as `prove`."""
+        remembered = self.remembered(secret)
+        return self.prove(secret) if remembered is None else remembered.principal
+
+    def prove(self, secret: str) -> Principal:
+        """Whom a key proves by the registry. Raises `Unauthorized`, for whatever reason in the same time."""
         secret_sha256 = hash_of(secret)
-        principal = self._principals.get(secret_sha256)
-        if principal is None:
-            principal = self._principals.read(secret_sha256, lambda: self._prove(secret, secret_sha256))
+        principal = self._principals.read(secret_sha256, lambda: self._prove(secret, secret_sha256))
         self._note_use(principal)
         return principal
 

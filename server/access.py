@@ -6,7 +6,8 @@ Knows keys and scopes. Knows nothing of what the routes do, and never learns a t
 import asyncio
 import ipaddress
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
@@ -43,26 +44,66 @@ class Access:
         self.nobody = nobody
         self._clock = clock
         self._open_until = 0.0
+        self._lookups: dict[tuple[str, int], asyncio.Task[Principal | None]] = {}
 
     async def principal(self, authorization: str | None) -> Principal:
         """Raises `Unauthorized`. A key that was not seen within the last two seconds is looked up in a thread."""
-        await self._look_for_keys()
-        if self.nobody is not None:
-            return self.nobody
-        scheme, _, secret = (authorization or "").partition(" ")
-        if self._tenants is None or scheme.lower() != "bearer" or not secret:
-            raise Unauthorized
-        remembered = self._tenants.remembered(secret)
-        return await asyncio.to_thread(self._tenants.authenticate, secret) if remembered is None else remembered
+        known = self.known_principal(authorization)
+        if known is None and self.nobody is not None:
+            known = await asyncio.shield(self._look_up("", self._look_for_keys))
+        if known is None:
+            secret = _secret_of(authorization)
+            known = await asyncio.shield(self._look_up(secret, lambda: self._prove(secret)))
+            assert known is not None, "else it would have raised"
+        return known
 
-    async def _look_for_keys(self) -> None:
+    def known_principal(self, authorization: str | None) -> Principal | None:
+        """None where it must be looked up. What will have to be soon is, from now on. Raises `Unauthorized`."""
+        if self._tenants is None:
+            if self.nobody is None:
+                raise Unauthorized
+            return self.nobody
+        if self.nobody is not None:
+            seconds_left = self._open_until - self._clock()
+            if seconds_left <= MAX_SECONDS / 2:
+                self._look_up("", self._look_for_keys)
+            return self.nobody if seconds_left > 0 else None
+        secret = _secret_of(authorization)
+        remembered = self._tenants.remembered(secret)
+        if remembered is None:
+            return None
+        if remembered.is_due:
+            self._look_up(secret, lambda: self._prove(secret))
+        return remembered.principal
+
+    def _look_up(
+        self, secret: str, look: Callable[[], Coroutine[Any, Any, Principal | None]]
+    ) -> asyncio.Task[Principal | None]:
+        """Once for all who wait for it, but for who comes after a change that it may have missed."""
+        assert self._tenants is not None, "without them nothing is looked up"
+        name = (secret, self._tenants.num_changes)
+        if name not in self._lookups:
+            self._lookups[name] = asyncio.create_task(look())
+            self._lookups[name].add_done_callback(lambda lookup: self._forget(name, lookup))
+        return self._lookups[name]
+
+    def _forget(self, name: tuple[str, int], lookup: asyncio.Task[Principal | None]) -> None:
+        del self._lookups[name]
+        if not lookup.cancelled():
+            lookup.exception()  # whoever waited has it; where nobody did, the next one asks again
+
+    async def _prove(self, secret: str) -> Principal:
+        assert self._tenants is not None, "without them nothing is looked up"
+        return await asyncio.to_thread(self._tenants.prove, secret)
+
+    async def _look_for_keys(self) -> Principal | None:
         """Where none were two seconds ago, look again. A registry that cannot say leaves nothing open: it raises."""
+        assert self._tenants is not None, "without them nothing is looked up"
         now = self._clock()
-        if self.nobody is None or self._tenants is None or now < self._open_until:
-            return
         if await asyncio.to_thread(self._tenants.has_keys):
             self.nobody = None
         self._open_until = now + MAX_SECONDS
+        return self.nobody
 
 
 class Needs(SecurityBase):
@@ -78,12 +119,19 @@ class Needs(SecurityBase):
         self._or_nobody = or_nobody
 
     async def __call__(self, request: Request) -> None:
-        access: Access = request.app.state.access
-        principal = await access.principal(request.headers.get("authorization"))
+        self.admit(request, await access_of(request).principal(request.headers.get("authorization")))
+
+    def admit(self, request: Request, principal: Principal) -> None:
+        """Note whom the request comes from. Raises `Forbidden`."""
         is_open = not self.scopes or bool(principal.scopes & self.scopes)
-        if not is_open and not (self._or_nobody and principal is access.nobody):
+        if not is_open and not (self._or_nobody and principal is access_of(request).nobody):
             raise Forbidden(f"this key opens {_named(principal.scopes)}; the route needs {_named(self.scopes)}")
         request.state.principal = principal
+
+
+def access_of(request: Request) -> Access:
+    access: Access = request.app.state.access
+    return access
 
 
 def principal_of(request: Request) -> Principal:
@@ -98,6 +146,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _secret_of(authorization: str | None) -> str:
+    """Raises `Unauthorized`."""
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret:
+        raise Unauthorized
+    return secret
 
 
 def _named(scopes: Iterable[Scope]) -> str:

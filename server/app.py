@@ -153,7 +153,8 @@ def create_app(
         redoc_url=None,
         telemetry={"logs": False},  # the log is ours, and never holds what a caller sent
     )
-    app.add_middleware(RequestMiddleware, admission=Admission(generate.router, openai.router, score.router))
+    app.state.admission = Admission(generate.router, openai.router, score.router)
+    app.add_middleware(RequestMiddleware, admission=app.state.admission)
     answer_errors(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -14,11 +14,12 @@ from batching.checks import Capacity, check_request
 from batching.types import Abort, Compiled, Request, RequestError
 from prefix_store.prefix import Prefix
 from server.channel import LoopChannel
-from server.engine_messages import Death, Pulse, Work
+from server.engine_messages import Death, Letter, Pulse, Work
 from server.errors import ServerError, Unavailable
 from server.mailboxes import Mailbox, Read
 from server.room import Room
 from server.sent_prefixes import SentPrefixes
+from server.turns import Turns
 
 LOOK_AFTER = 0.01  # seconds past the moment of stalling, so that a look at that moment cannot come too early
 OVERSLEPT = 1.0  # seconds past its time at which a look tells of this process: it was stopped, or the machine was
@@ -59,6 +60,8 @@ class AsyncEngine:
         self._channel = LoopChannel(self._hear, self._lost)
         self._prefixes = SentPrefixes(self._channel.send)
         self._mailboxes: dict[str, Mailbox] = {}
+        # Where many rows end in one step, others are heard between their answers.
+        self._last_letters: Turns[Letter] = Turns(self._end)
         self._used: dict[str, tuple[Prefix | None, ...]] = {}  # by the requests that have mailboxes
         self._num_sent = 0
         self._waits_since: float | None = None  # for the engine's next word; None while it has nothing to do
@@ -136,6 +139,7 @@ class AsyncEngine:
 
     def fail_all(self, error: ServerError) -> None:
         """End every open request with `error`; their readers then abort them."""
+        self._last_letters.finish()
         for mailbox in self._mailboxes.values():
             mailbox.fail(error)
 
@@ -163,16 +167,21 @@ class AsyncEngine:
         goes_on = pulse.has_work or pulse.num_taken < self._num_sent
         self._waits_since = time.monotonic() if goes_on else None
         for letter in pulse.letters:
-            mailbox = self._mailboxes.get(letter.request_id)
-            if mailbox is not None:
-                if isinstance(letter, Compiled) or letter.finish_reason is not None:
-                    self._forget(letter.request_id)
+            if isinstance(letter, Compiled) or letter.finish_reason is not None:
+                self._last_letters.add(letter)
+            elif (mailbox := self._mailboxes.get(letter.request_id)) is not None:
                 mailbox.put(letter)
         for request_id, reason in pulse.refusals:
             if (mailbox := self._mailboxes.get(request_id)) is not None:
                 mailbox.fail(RequestError(reason))
                 self._forget(request_id)
         self._on_pulse(pulse)
+
+    def _end(self, letter: Letter) -> None:
+        """Put a work's last letter. Then its answer is written, and the next request gets its room."""
+        if (mailbox := self._mailboxes.get(letter.request_id)) is not None:
+            self._forget(letter.request_id)
+            mailbox.put(letter)
 
     def _lost(self) -> None:
         if self._death is None:

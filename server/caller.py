@@ -6,16 +6,20 @@ from fastapi import Request
 
 from prefix_store.tenants import Principal
 from server.access import principal_of
+from server.admission import place_of
 from server.http import arrived_at_of, request_id_of
+from server.room import Place
+from server.services import services_of
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`arrived_at` is `time.monotonic`'s."""
+    """`arrived_at` is `time.monotonic`'s; `place` is what room the request has before its rows are queued."""
 
     principal: Principal
     request_id: str
     arrived_at: float
+    place: Place
 
     @property
     def tenant(self) -> str:
@@ -23,4 +27,6 @@ class Caller:
 
 
 def caller_of(request: Request) -> Caller:
-    return Caller(principal_of(request), request_id_of(request), arrived_at_of(request))
+    principal = principal_of(request)
+    place = place_of(request) or Place(services_of(request).engine.room, principal.tenant)
+    return Caller(principal, request_id_of(request), arrived_at_of(request), place)

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from server.app import Loaded, ServerStartError, create_app, load
 from server.errors import Unavailable
+from server.middleware import RefusalAtOnce
 from server.protocol import DeadlineProtocol
 from server.services import Services
 from server.settings import Settings
@@ -95,7 +96,11 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """HTTP/1.1 with limits and deadlines. The lifespan is ours, so that why it failed is told in one line."""
     return uvicorn.Config(
         app,
-        http=partial(DeadlineProtocol, header_timeout=settings.header_timeout),  # type: ignore[arg-type]
+        http=partial(  # type: ignore[arg-type]
+            DeadlineProtocol,
+            header_timeout=settings.header_timeout,
+            refuse=RefusalAtOnce(app, app.state.admission),
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

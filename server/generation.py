@@ -79,9 +79,10 @@ def plan(
     has_scores: bool,
     constraint: OwnGrammar | None = None,
 ) -> list[Generation]:
-    """One generation for each prompt of a request, which is counted. `has_scores` as in `sampling_params`.
+    """One generation for each prompt of a request. `has_scores` as in `sampling_params`.
 
-    Raises where one of them can never be served, and where there is no room for all of them.
+    Then the request is counted, and its room kept. Raises where one of them can never be served, and where there is no
+    room for all of them.
     """
     num_rows = len(prompts) * parameters.num_samples * len(asked.parts)
     if num_rows > MAX_REQUEST_ROWS:
@@ -92,7 +93,9 @@ def plan(
         _generation(services, caller, asked, parameters, prompt, has_scores, constraint) for prompt in prompts
     ]
     num_slots = sum(len(generation.rows) * generation.num_slots for generation in generations)
+    caller.place.leave()
     services.engine.check_room(caller.tenant, num_slots, caller.principal.limits.max_queued)
+    caller.place.keep(num_slots)
     for part in asked.parts:
         services.store.usage.add(caller.tenant, part.name, Usage(requests=1))
     return generations

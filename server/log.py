@@ -16,9 +16,10 @@ def make_logger(stream: TextIO | None = None) -> FilteringBoundLogger:
         structlog.processors.format_exc_info,
     ]
     renderer: Processor = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
-    logger: FilteringBoundLogger = structlog.wrap_logger(
+    lazy = structlog.wrap_logger(
         structlog.WriteLogger(stream),
         processors=[*common, renderer],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     )
+    logger: FilteringBoundLogger = lazy.bind()  # else each line would make one
     return logger

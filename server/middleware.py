@@ -4,15 +4,18 @@ Pure ASGI, so that streams pass through untouched. Knows nothing of what the rou
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefix_store.errors import Unauthorized
 from server.admission import Admission
 from server.body_pace import PacedBody
-from server.errors import INTERNAL, BadRequest, kind_of
+from server.errors import INTERNAL, BadRequest, ServerError, kind_of
 from server.http import choose_request_id, error_response
 from server.services import Services
 
@@ -38,9 +41,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         headers: RawHeaders = dict(scope["headers"])
-        request_id = choose_request_id(headers.get(b"x-request-id"))
-        arrived_at = time.monotonic()
-        scope.setdefault("state", {}).update(request_id=request_id, arrived_at=arrived_at)
+        request_id, arrived_at = _begin(scope, headers)
         services: Services = scope["app"].state.services
         status = 0
 
@@ -50,11 +51,8 @@ class RequestMiddleware:
                 status = message["status"]
                 message["headers"] = [
                     *message["headers"],
-                    (b"x-request-id", request_id.encode()),
-                    *_missing_browser_headers(message["headers"]),
+                    *_own_headers(message["headers"], request_id, headers, is_body_whole=paced.is_whole),
                 ]
-                if _is_much_unread(headers, paced):
-                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         paced = PacedBody(receive, services.settings.body_timeout)
@@ -71,18 +69,61 @@ class RequestMiddleware:
                 raise  # too late for an answer: the connection is cut, so that nobody takes half of one for whole
             await error_response(error, scope["path"], request_id)(scope, receive, send_with_id)
         finally:
+            self._admission.leave(scope)
             _record(services, scope, request_id, status or CLIENT_LEFT, time.monotonic() - arrived_at)
 
 
-def _missing_browser_headers(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+class RefusalAtOnce:
+    """What the middleware would refuse, as soon as a request's head has come and before anything is made for it.
+
+    For a server's protocol to ask, where it can; the middleware refuses the rest.
+    """
+
+    def __init__(self, app: FastAPI, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    def __call__(self, scope: Scope, answer: Callable[[Response], None]) -> bool:
+        """Whether the request was refused, and `answer` called. Where not, it is the application's, which may yet."""
+        scope["app"] = self._app
+        services: Services = self._app.state.services
+        headers: RawHeaders = dict(scope["headers"])
+        request_id, arrived_at = _begin(scope, headers)
+        try:
+            _check_host(services, scope, headers)
+            self._admission.check_at_once(scope)
+        except (ServerError, Unauthorized) as error:
+            response = error_response(error, scope["path"], request_id)
+        else:
+            return False
+        response.raw_headers += _own_headers(response.raw_headers, request_id, headers, is_body_whole=False)
+        answer(response)
+        _record(services, scope, request_id, response.status_code, time.monotonic() - arrived_at)
+        return True
+
+
+def _begin(scope: Scope, headers: RawHeaders) -> tuple[str, float]:
+    """The request's id, and when it came as `time.monotonic` counts; in its state, where they may stand already."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        state["request_id"] = choose_request_id(headers.get(b"x-request-id"))
+    return state["request_id"], state.setdefault("arrived_at", time.monotonic())
+
+
+def _own_headers(
+    headers: Iterable[tuple[bytes, bytes]], request_id: str, asked: RawHeaders, *, is_body_whole: bool
+) -> list[tuple[bytes, bytes]]:
+    """What every answer says beside its own headers."""
     names = {name for name, _ in headers}
-    return ((name, value) for name, value in BROWSER_HEADERS if name not in names)
+    own = [(b"x-request-id", request_id.encode())]
+    own += [(name, value) for name, value in BROWSER_HEADERS if name not in names]
+    if not is_body_whole and _has_large_body(asked):  # not to be read for nothing, only to keep the connection
+        own.append((b"connection", b"close"))
+    return own
 
 
-def _is_much_unread(headers: RawHeaders, body: PacedBody) -> bool:
-    """Whether an answer comes before a body that is too large to be read for nothing, only to keep the connection."""
-    is_much = b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > MAX_UNREAD_BYTES
-    return is_much and not body.is_whole
+def _has_large_body(headers: RawHeaders) -> bool:
+    return b"transfer-encoding" in headers or int(headers.get(b"content-length", b"0")) > MAX_UNREAD_BYTES
 
 
 def _check_host(services: Services, scope: Scope, headers: RawHeaders) -> None:

@@ -10,10 +10,13 @@ that was answered before its body came keeps sending it.
 import asyncio
 import json
 import re
+import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import httptools
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -26,7 +29,12 @@ BEGUN_REQUEST_LINE = re.compile(rb"[ -~]*\r?")
 # Nothing else is spoken here, which a client must bear (RFC 9110, 7.8); llhttp would leave the body to the other one.
 UPGRADE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*", re.IGNORECASE)
 INFORMATIONAL = b"HTTP/1.1 1"
+CLOSE = (b"connection", b"close")
 ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
+
+
+# Given a request's scope and how to answer it: whether it has been.
+Refuse: TypeAlias = Callable[[Any, Callable[[Response], None]], bool]
 
 
 class Forbidden(Exception):
@@ -70,11 +78,15 @@ class OneWrite:
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """Made by uvicorn, one for each connection, with `header_timeout` in seconds beside its own arguments."""
+    """Made by uvicorn, one for each connection, with two things beside its own arguments.
 
-    def __init__(self, *arguments: Any, header_timeout: float, **options: Any) -> None:
+    `header_timeout` is in seconds. `refuse` is shown each request's head, and may answer it before the application.
+    """
+
+    def __init__(self, *arguments: Any, header_timeout: float, refuse: Refuse, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._header_timeout = header_timeout
+        self._refuses = refuse
         self._deadline: asyncio.TimerHandle | None = None
         self._unread = bytearray()
         self._num_body_bytes: int | None = 0  # still to come; None where the body is chunked
@@ -101,6 +113,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._num_body_bytes = self._body_length()
         self._num_framing_bytes = 0
         self._unset_keepalive_if_required()  # the head may have waited, and its connection have been idle since
+        self.scope["state"]["arrived_at"] = time.monotonic()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -119,8 +132,23 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.transport = self._answer = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
+        if not self.flow.write_paused and self._refuses(cycle.scope, partial(self._answer_at_once, cycle)):
+            return  # of a reader that leaves them unread, refusals wait for it as other answers do
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
+
+    def _answer_at_once(self, cycle: RequestResponseCycle, response: Response) -> None:
+        """In one write, while the request's head is being parsed; its body, if one comes, is read for nothing."""
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        is_last = not cycle.keep_alive or CLOSE in headers
+        if is_last and CLOSE not in headers:
+            headers.append(CLOSE)
+        head = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], head, bytes(response.body)))
+        cycle.response_started = cycle.response_complete = True
+        if is_last:
+            self.transport.close()
+        super().on_response_complete()
 
     @property
     def _is_answering(self) -> bool:

@@ -3,12 +3,14 @@
 Knows tenants and counts. Knows nothing of what the rows do.
 """
 
+import asyncio
 from collections import Counter
 
 from batching.types import RequestError
 from server.errors import Overloaded, RateLimited
 
 MAX_QUEUED_PER_SLOT_OF_TENANT = 2
+BODY_SECONDS = 1.0  # for which a row's room is kept while a body comes: who sends it slowly must not fill the queue
 
 
 class Room:
@@ -47,3 +49,35 @@ class Room:
         self._rows[tenant] -= num_rows
         if not self._rows[tenant]:
             del self._rows[tenant]
+
+
+class Place:
+    """Room that is kept for one request of a tenant, so that no more are let in than there is room for.
+
+    From its head on for one row, as long as a body may take; for all its rows once they are known, until they are
+    queued. Whoever keeps it leaves it.
+    """
+
+    def __init__(self, room: Room, tenant: str) -> None:
+        self._room = room
+        self._tenant = tenant
+        self._num_rows = 0
+        self._lapse: asyncio.TimerHandle | None = None
+
+    def keep_for_body(self) -> None:
+        self.keep(1)
+        self._lapse = asyncio.get_running_loop().call_later(BODY_SECONDS, self.leave)
+
+    def keep(self, num_rows: int) -> None:
+        """In place of what it has."""
+        self.leave()
+        self._num_rows = num_rows
+        self._room.take(self._tenant, num_rows)
+
+    def leave(self) -> None:
+        if self._lapse is not None:
+            self._lapse.cancel()
+            self._lapse = None
+        if self._num_rows:
+            self._room.give_back(self._tenant, self._num_rows)
+            self._num_rows = 0

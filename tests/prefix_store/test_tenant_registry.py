@@ -18,7 +18,7 @@ from prefix_store.errors import (
     UnknownKey,
     UnknownTenant,
 )
-from prefix_store.principals import Principals
+from prefix_store.principals import Principals, Remembered
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from tests.prefix_store.homes import in_sqlite
@@ -169,7 +169,7 @@ def test_a_proved_key_is_remembered_for_two_seconds(registry: TenantRegistry, da
     assert registry.remembered(secret) is None
     proved = registry.authenticate(secret)
     clock.seconds = 1.9
-    assert registry.remembered(secret) is proved
+    assert registry.remembered(secret) == Remembered(proved, is_due=True)
     assert registry.authenticate(secret) is proved
     clock.seconds = 2.0
     assert registry.remembered(secret) is None

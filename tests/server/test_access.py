@@ -17,10 +17,10 @@ from tokenizers import Tokenizer as Backend
 from prefix_store.database import Database, sqlite_url
 from prefix_store.errors import Unauthorized
 from prefix_store.prefix import BackboneSpec
-from prefix_store.principals import MAX_SECONDS
+from prefix_store.principals import MAX_SECONDS, Principals
 from prefix_store.store import PrefixStore
 from prefix_store.tenant_registry import TenantRegistry
-from prefix_store.tenants import Scope, Tenant, TenantLimits
+from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from server.access import LOCAL, Access, Needs, is_loopback
 from server.app import ROUTERS, ServerStartError, check_exposure, create_app
 from server.settings import Settings
@@ -191,14 +191,14 @@ def test_a_tenants_weight_goes_to_the_engine(start_guarded: Callable[..., Guarde
 def test_a_key_is_looked_up_without_holding_anybody_up(house: Guarded) -> None:
     tenants = house.server.services.store.tenants
     asked, let_go = threading.Event(), threading.Event()
-    authenticate = tenants.authenticate
+    prove = tenants.prove
 
     def slow(secret: str) -> Any:
         asked.set()
         let_go.wait(20)
-        return authenticate(secret)
+        return prove(secret)
 
-    tenants.authenticate = slow  # type: ignore[method-assign]
+    tenants.prove = slow  # type: ignore[method-assign]
     answers: list[httpx.Response] = []
     _, secret = tenants.create_key("acme", [Scope.GENERATE])
     thread = threading.Thread(
@@ -211,7 +211,7 @@ def test_a_key_is_looked_up_without_holding_anybody_up(house: Guarded) -> None:
     finally:
         let_go.set()
         thread.join()
-        tenants.authenticate = authenticate  # type: ignore[method-assign]
+        tenants.prove = prove  # type: ignore[method-assign]
     assert answers[0].status_code == 200
 
 
@@ -296,6 +296,84 @@ def test_an_open_server_looks_for_keys_every_two_seconds_and_not_at_every_reques
             with pytest.raises(Unauthorized):
                 asyncio.run(access.principal(None))
         assert tenants.num_looks == 2
+
+
+class SlowRegistry(TenantRegistry):
+    """Proves a key when it is told to."""
+
+    def __init__(self, database: Database, clock: Callable[[], float]) -> None:
+        super().__init__(database, principals=Principals(clock))
+        self.let_go = threading.Semaphore(0)
+        self.num_looks = 0
+
+    def prove(self, secret: str) -> Principal:
+        self.num_looks += 1
+        assert self.let_go.acquire(timeout=20)
+        return super().prove(secret)
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[tuple[SlowRegistry, Access, list[float], str]]:
+    """With its access, its clock and the header of a key."""
+    now = [100.0]
+    with contextlib.closing(Database(sqlite_url(tmp_path / "registry.sqlite3"))) as database:
+        tenants = SlowRegistry(database, lambda: now[0])
+        tenants.add_tenant(ACME)
+        _, secret = tenants.create_key("acme", [Scope.GENERATE])
+        yield tenants, Access(tenants, None, clock=lambda: now[0]), now, f"Bearer {secret}"
+
+
+def test_many_who_bring_the_same_key_wait_for_one_look(slow: tuple[SlowRegistry, Access, list[float], str]) -> None:
+    tenants, access, _, header = slow
+
+    async def ask() -> None:
+        asking = [asyncio.create_task(access.principal(header)) for _ in range(50)]
+        await asyncio.sleep(0.05)
+        asking.pop().cancel()  # one that leaves takes nothing from the others
+        tenants.let_go.release()
+        assert {principal.tenant for principal in await asyncio.gather(*asking)} == {"acme"}
+
+    asyncio.run(ask())
+    assert tenants.num_looks == 1
+
+
+def test_a_key_in_use_is_looked_up_again_before_it_must_be(slow: tuple[SlowRegistry, Access, list[float], str]) -> None:
+    """So that nobody waits for the registry every two seconds."""
+    tenants, access, now, header = slow
+    tenants.let_go.release()
+
+    async def ask() -> None:
+        await access.principal(header)
+        now[0] += MAX_SECONDS * 0.6
+        assert [access.known_principal(header) is not None for _ in range(50)] == [True] * 50
+        await asyncio.sleep(0.05)
+        assert tenants.num_looks == 2
+        tenants.let_go.release()
+        await asyncio.gather(*access._lookups.values())
+        now[0] += MAX_SECONDS * 0.6
+        assert access.known_principal(header) is not None
+        tenants.let_go.release()
+
+    asyncio.run(ask())
+
+
+def test_who_comes_after_a_key_was_revoked_is_not_helped_by_a_look_from_before(
+    slow: tuple[SlowRegistry, Access, list[float], str],
+) -> None:
+    tenants, access, _, header = slow
+
+    async def ask() -> None:
+        before = asyncio.create_task(access.principal(header))
+        await asyncio.sleep(0.05)
+        tenants.revoke_key(tenants.keys("acme")[0].key_id)
+        after = asyncio.create_task(access.principal(header))
+        await asyncio.sleep(0.05)
+        assert tenants.num_looks == 2
+        tenants.let_go.release(2)
+        await asyncio.wait([before, after])
+        assert isinstance(after.exception(), Unauthorized)
+
+    asyncio.run(ask())
 
 
 def test_which_addresses_are_this_machines_own() -> None:

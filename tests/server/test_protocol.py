@@ -14,11 +14,12 @@ import pytest
 import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer as Backend
 from uvicorn.server import ServerState
 
-from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol, OneWrite
+from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol, OneWrite, Refuse
 from tests.server.conftest import Running, running
 from tests.server.fakes import EchoEngine, Gate
 
@@ -91,13 +92,17 @@ class Wire(asyncio.Transport):
         pass
 
 
-def converse(*pieces: bytes, is_hasty: bool = False) -> tuple[list[Read], bytes]:
+def refuse_none(scope: Scope, answer: Callable[[Response], None]) -> bool:
+    return False
+
+
+def converse(*pieces: bytes, is_hasty: bool = False, refuse: Refuse = refuse_none) -> tuple[list[Read], bytes]:
     """Which requests are read from these pieces of one connection, and what is answered."""
     application, wire = Application(is_hasty), Wire()
 
     async def receive_all() -> None:
         config = uvicorn.Config(application, ws="none", lifespan="off", log_config=None, date_header=False)
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10)
+        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, refuse=refuse)
         protocol.connection_made(wire)
         for piece in pieces:
             if not wire.is_closing():
@@ -495,3 +500,36 @@ def test_a_head_goes_out_with_its_body_and_alone_where_nothing_follows_at_once()
         assert await write(waiting, head, b"a") == [waiting, head + b"a", b"closed"]
 
     asyncio.run(scenario())
+
+
+# -- what is refused by its head alone --------------------------------------------------------------------------------
+
+
+def refuse_posts(scope: Scope, answer: Callable[[Response], None]) -> bool:
+    if scope["method"] == "POST":
+        answer(Response(b"no", 429))
+        return True
+    return False
+
+
+NO = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\nno"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+@pytest.mark.parametrize("post", [LENGTH + b"\r\nhello", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", POST + b"\r\n"])
+def test_a_request_refused_by_its_head_leaves_the_connection_to_the_next(post: bytes) -> None:
+    data = post + GET + b"\r\n" + post
+    reads, answered = converse(data, refuse=refuse_posts)
+    assert [read.method for read in reads] == ["GET"]
+    assert answered == NO + OK + NO
+    pieces = (data[i : i + 1] for i in range(len(data)))
+    assert converse(*pieces, refuse=refuse_posts) == (reads, answered)
+
+
+@pytest.mark.parametrize(
+    "head", [LENGTH + b"connection: close\r\n\r\n", LENGTH.replace(b"/1.1", b"/1.0") + b"\r\n"], ids=["close", "1.0"]
+)
+def test_a_refusal_ends_a_connection_that_was_to_end(head: bytes) -> None:
+    reads, answered = converse(head + b"hello" + GET + b"\r\n", refuse=refuse_posts)
+    assert reads == []
+    assert answered == NO.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")

@@ -9,6 +9,7 @@ from server.access import LOCAL
 from server.caller import Caller
 from server.generation import prepare
 from server.reading import Added
+from server.room import Place
 from server.running import run_streaming, samples_of
 from server.schemas import GenerateBody
 from tests.server.fakes import EchoEngine, Gate
@@ -22,7 +23,8 @@ def test_what_was_said_while_nobody_read_comes_at_once_and_whole(start) -> None:
         return asyncio.run_coroutine_threadsafe(coroutine, server.loop).result(20)
 
     async def ask() -> AsyncGenerator[Added, None]:
-        caller, body = Caller(LOCAL, "slow", time.monotonic()), GenerateBody(inputs="abcdef", stream=True)
+        place = Place(server.services.engine.room, LOCAL.tenant)
+        caller, body = Caller(LOCAL, "slow", time.monotonic(), place), GenerateBody(inputs="abcdef", stream=True)
         generation = await prepare(server.services, caller, body, None)
         return run_streaming(server.services, samples_of(server.services, [generation]))
 

@@ -86,7 +86,7 @@ STORE = [
     Guard("keys in an outage", "prefix_store/principals.py", " or started >= last.at_most_until", "",
           f"{KEYS}::test_a_key_that_was_good_stays_so_for_as_long_as_an_outage_may_last_and_it_is_valid"),
     Guard("revoked keys in an outage", "prefix_store/principals.py",
-          "self._remembered.pop(secret_sha256, None)", "pass",
+          "self._proved.pop(secret_sha256, None)", "pass",
           f"{KEYS}::test_a_key_that_was_refused_is_not_good_again_in_an_outage"),
     dropped("another backbone", "prefix_store/store.py", "if version.stale:",
             "prefix_store/test_store.py::test_under_another_backbone_versions_are_stale_and_a_new_upload_heals"),
