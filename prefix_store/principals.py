@@ -5,7 +5,7 @@ Knows hashes of keys and a clock. Knows nothing of tables or of what makes a key
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 from prefix_store.errors import StoreUnavailable, Unauthorized
@@ -42,7 +42,12 @@ class Principals:
         self._max_outage = max_outage
         self._lock = Lock()
         self._proved: dict[str, _Proved] = {}
-        self.num_changes = 0  # that were made here: what is being proved may be over at each
+        self._num_changes = 0
+
+    @property
+    def num_changes(self) -> int:
+        """That were made here; what is being proved may be over at each."""
+        return self._num_changes
 
     def get(self, secret_sha256: str) -> Remembered | None:
         with self._lock:
@@ -54,7 +59,7 @@ class Principals:
         """By `prove()`, outside the lock, which says also for how many seconds that holds at most."""
         started = self._clock()
         with self._lock:
-            num_changes = self.num_changes
+            num_changes = self._num_changes
         try:
             principal, seconds = prove()
         except StoreUnavailable:
@@ -62,13 +67,18 @@ class Principals:
                 last = self._proved.get(secret_sha256)
             if last is None or started >= last.at_most_until:
                 raise
+            now = self._clock()  # trying may have taken longer than it holds
+            until = min(now + MAX_SECONDS, last.at_most_until)
+            with self._lock:
+                if self._num_changes == num_changes:  # asked again after as long
+                    self._proved[secret_sha256] = replace(last, due_at=now + MAX_SECONDS / 2, until=until)
             return last.principal
         except Unauthorized:
             with self._lock:
                 self._proved.pop(secret_sha256, None)
             raise
         with self._lock:
-            if self.num_changes == num_changes:  # else what was proved may be over already
+            if self._num_changes == num_changes:  # else what was proved may be over already
                 if len(self._proved) >= _MAX_REMEMBERED:
                     self._proved.clear()
                 holds, at_most = min(seconds, MAX_SECONDS), min(seconds, self._max_outage)
@@ -80,5 +90,5 @@ class Principals:
     def forget(self) -> None:
         """Something about keys or tenants was changed here."""
         with self._lock:
-            self.num_changes += 1
+            self._num_changes += 1
             self._proved.clear()

@@ -44,7 +44,7 @@ class Access:
         self.nobody = nobody
         self._clock = clock
         self._open_until = 0.0
-        self._lookups: dict[tuple[str, int], asyncio.Task[Principal | None]] = {}
+        self._lookups: dict[tuple[str, int, int], asyncio.Task[Principal | None]] = {}
 
     async def principal(self, authorization: str | None) -> Principal:
         """Raises `Unauthorized`. A key that was not seen within the last two seconds is looked up in a thread."""
@@ -79,15 +79,15 @@ class Access:
     def _look_up(
         self, secret: str, look: Callable[[], Coroutine[Any, Any, Principal | None]]
     ) -> asyncio.Task[Principal | None]:
-        """Once for all who wait for it, but for who comes after a change that it may have missed."""
+        """Once for all who come within a second, and before a change here that it may have missed."""
         assert self._tenants is not None, "without them nothing is looked up"
-        name = (secret, self._tenants.num_changes)
+        name = (secret, self._tenants.num_changes, int(self._clock() / (MAX_SECONDS / 2)))
         if name not in self._lookups:
             self._lookups[name] = asyncio.create_task(look())
             self._lookups[name].add_done_callback(lambda lookup: self._forget(name, lookup))
         return self._lookups[name]
 
-    def _forget(self, name: tuple[str, int], lookup: asyncio.Task[Principal | None]) -> None:
+    def _forget(self, name: tuple[str, int, int], lookup: asyncio.Task[Principal | None]) -> None:
         del self._lookups[name]
         if not lookup.cancelled():
             lookup.exception()  # whoever waited has it; where nobody did, the next one asks again

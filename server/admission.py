@@ -31,8 +31,8 @@ class Admission:
         Raises `Unauthorized` or `Forbidden`, `Unavailable` or `Overloaded` where no new work is taken, `RateLimited`
         where the tenant has asked for too much.
         """
-        route = self._route(scope)
-        if route is None or PLACE in scope["state"]:
+        route = None if PLACE in scope["state"] else self._route(scope)
+        if route is None:
             return
         request = _request(scope, route)
         await MAY_GENERATE(request)
@@ -62,7 +62,7 @@ class Admission:
 
 
 def place_of(request: Request) -> Place | None:
-    """None where the route queues no rows for others to be refused by."""
+    """None where it is not one of those that `Admission` lets in."""
     place: Place | None = getattr(request.state, PLACE, None)
     return place
 

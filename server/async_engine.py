@@ -17,7 +17,7 @@ from server.channel import LoopChannel
 from server.engine_messages import Death, Letter, Pulse, Work
 from server.errors import ServerError, Unavailable
 from server.mailboxes import Mailbox, Read
-from server.room import Room
+from server.room import Place, Room
 from server.sent_prefixes import SentPrefixes
 from server.turns import Turns
 
@@ -95,11 +95,11 @@ class AsyncEngine:
 
     # ------------------------------------------------------------ requests
 
-    def check_room(self, tenant: str, num_rows: int = 1, max_queued: int | None = None) -> None:
+    def check_room(self, tenant: str, num_rows: int = 1, max_queued: int | None = None, num_kept: int = 0) -> None:
         """Raise as `Room.check` where there is no room for the tenant, `Unavailable` where the engine is dead."""
         if self._death is not None:
             raise Unavailable(self._death)
-        self.room.check(tenant, num_rows, max_queued)
+        self.room.check(tenant, num_rows, max_queued, num_kept)
 
     def check(self, work: Work) -> None:
         """Raise `RequestError` if this can never be served."""
@@ -107,15 +107,23 @@ class AsyncEngine:
 
     @contextlib.contextmanager
     def submitted(
-        self, *works: Work, read: Read, num_rows: int = 1, max_queued: int | None = None
+        self,
+        *works: Work,
+        read: Read,
+        place: Place | None = None,
+        num_rows: int = 1,
+        max_queued: int | None = None,
     ) -> Iterator[Mailbox]:
         """Queue one tenant's works, all at once, for as long as the block runs. Their letters come into one mailbox.
 
         Leaving the block, in whatever way, aborts what is not finished. `read` is the mailbox's; `num_rows` is how many
-        slots each work will take, `max_queued` how many rows of the tenant may wait. Raises as `check_room`.
+        slots each work will take, `max_queued` how many rows of the tenant may wait; they take over what the request's
+        `place` keeps. Raises as `check_room`.
         """
         tenant = works[0].tenant
-        self.check_room(tenant, num_rows * len(works), max_queued)
+        self.check_room(tenant, num_rows * len(works), max_queued, 0 if place is None else place.num_rows)
+        if place is not None:
+            place.leave()
         mailbox = Mailbox(tenant, num_rows, read)
         for work in works:
             self._mailboxes[work.request_id] = mailbox

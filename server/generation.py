@@ -93,8 +93,8 @@ def plan(
         _generation(services, caller, asked, parameters, prompt, has_scores, constraint) for prompt in prompts
     ]
     num_slots = sum(len(generation.rows) * generation.num_slots for generation in generations)
-    caller.place.leave()
-    services.engine.check_room(caller.tenant, num_slots, caller.principal.limits.max_queued)
+    max_queued = caller.principal.limits.max_queued
+    services.engine.check_room(caller.tenant, num_slots, max_queued, caller.place.num_rows)
     caller.place.keep(num_slots)
     for part in asked.parts:
         services.store.usage.add(caller.tenant, part.name, Usage(requests=1))

@@ -3,6 +3,7 @@
 Pure ASGI, so that streams pass through untouched. Knows nothing of what the routes do.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -94,11 +95,14 @@ class RefusalAtOnce:
             self._admission.check_at_once(scope)
         except (ServerError, Unauthorized) as error:
             response = error_response(error, scope["path"], request_id)
+        except Exception:
+            return False  # our own failure: the middleware comes to it too, and tells of it
         else:
             return False
         response.raw_headers += _own_headers(response.raw_headers, request_id, headers, is_body_whole=False)
         answer(response)
-        _record(services, scope, request_id, response.status_code, time.monotonic() - arrived_at)
+        with contextlib.suppress(OSError):  # a log that cannot be written: the answer is given all the same
+            _record(services, scope, request_id, response.status_code, time.monotonic() - arrived_at)
         return True
 
 

@@ -33,7 +33,7 @@ CLOSE = (b"connection", b"close")
 ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
 
 
-# Given a request's scope and how to answer it: whether it has been.
+# Given a request's scope and how to answer it: whether that was done.
 Refuse: TypeAlias = Callable[[Any, Callable[[Response], None]], bool]
 
 
@@ -86,7 +86,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, header_timeout: float, refuse: Refuse, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._header_timeout = header_timeout
-        self._refuses = refuse
+        self._refuse_by_head = refuse
+        self._may_refuse_by_head = False
         self._deadline: asyncio.TimerHandle | None = None
         self._unread = bytearray()
         self._num_body_bytes: int | None = 0  # still to come; None where the body is chunked
@@ -102,6 +103,7 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
+        self._may_refuse_by_head = True
         self._unread += data
         self._read()
 
@@ -113,6 +115,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._num_body_bytes = self._body_length()
         self._num_framing_bytes = 0
         self._unset_keepalive_if_required()  # the head may have waited, and its connection have been idle since
+        self._clear_deadline()
         self.scope["state"]["arrived_at"] = time.monotonic()
         super().on_headers_complete()
 
@@ -132,20 +135,27 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.transport = self._answer = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
-        if not self.flow.write_paused and self._refuses(cycle.scope, partial(self._answer_at_once, cycle)):
-            return  # of a reader that leaves them unread, refusals wait for it as other answers do
+        if self._may_refuse_by_head and not self.flow.write_paused:
+            # Once for what has come: of many requests in one piece the others wait for a turn of their own.
+            self._may_refuse_by_head = False
+            if self._refuse_by_head(cycle.scope, partial(self._answer_at_once, cycle)):
+                return
         is_old = cycle.scope["http_version"] == "1.0"
         super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
 
     def _answer_at_once(self, cycle: RequestResponseCycle, response: Response) -> None:
         """In one write, while the request's head is being parsed; its body, if one comes, is read for nothing."""
         headers = [*self.server_state.default_headers, *response.raw_headers]
-        is_last = not cycle.keep_alive or CLOSE in headers
+        body = b"" if cycle.scope["method"] == "HEAD" else bytes(response.body)
+        # Who asked whether to send its body may send none now, and what came next would be taken for it.
+        is_unsure = cycle.waiting_for_100_continue and self._num_body_bytes != 0
+        is_last = is_unsure or not cycle.keep_alive or CLOSE in headers
         if is_last and CLOSE not in headers:
             headers.append(CLOSE)
         head = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], head, bytes(response.body)))
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], head, body))
         cycle.response_started = cycle.response_complete = True
+        cycle.on_response = lambda: None  # as uvicorn does at the end: it holds this protocol, which holds it
         if is_last:
             self.transport.close()
         super().on_response_complete()
@@ -168,6 +178,10 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._set_deadline()
         elif self.cycle is not None:
             self._clear_deadline()
+            if self.timeout_keep_alive_task is None:  # the body has come after its answer
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
 
     def _next_part(self) -> bytes:
         """Take what can be parsed: a whole head, or what is there of a body; never anything of the next request."""

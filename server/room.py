@@ -10,7 +10,8 @@ from batching.types import RequestError
 from server.errors import Overloaded, RateLimited
 
 MAX_QUEUED_PER_SLOT_OF_TENANT = 2
-BODY_SECONDS = 1.0  # for which a row's room is kept while a body comes: who sends it slowly must not fill the queue
+# For which a row's room is kept until the body has come and is understood: a queue of heads alone soon ends.
+BODY_SECONDS = 1.0
 
 
 class Room:
@@ -25,8 +26,10 @@ class Room:
     def num_rows(self) -> int:
         return self._rows.total()
 
-    def check(self, tenant: str, num_rows: int, max_queued: int | None) -> None:
+    def check(self, tenant: str, num_rows: int, max_queued: int | None, num_kept: int = 0) -> None:
         """Raise unless the tenant may have `num_rows` more, of which `max_queued` (None: twice the slots) may wait.
+
+        `num_kept` of them it has already, for this request: what was promised holds, whoever came in since.
 
         `RateLimited` where that is too many for this tenant, `Overloaded` where others leave no room, `RequestError`
         where there never is. A tenant with less than an equal part of the room always gets in, so that it cannot be
@@ -34,12 +37,15 @@ class Room:
         """
         if num_rows > self.max_rows:
             raise RequestError(f"the request makes {num_rows} rows; the server holds {self.max_rows}")
-        wanted = self._rows[tenant] + num_rows
+        num_more = num_rows - num_kept
+        if num_more <= 0:
+            return
+        wanted = self._rows[tenant] + num_more
         waiting = MAX_QUEUED_PER_SLOT_OF_TENANT * self._num_slots if max_queued is None else max_queued
         if wanted > self._num_slots + waiting:
             raise RateLimited(f"this tenant has {self._rows[tenant]} rows running or waiting; {waiting} may wait", 1.0)
         num_tenants = len(self._rows.keys() | {tenant})
-        if self.num_rows + num_rows > self.max_rows and wanted > self.max_rows // num_tenants:
+        if self.num_rows + num_more > self.max_rows and wanted > self.max_rows // num_tenants:
             raise Overloaded(self.num_rows, self.max_rows)
 
     def take(self, tenant: str, num_rows: int) -> None:
@@ -54,14 +60,14 @@ class Room:
 class Place:
     """Room that is kept for one request of a tenant, so that no more are let in than there is room for.
 
-    From its head on for one row, as long as a body may take; for all its rows once they are known, until they are
-    queued. Whoever keeps it leaves it.
+    From its head on for one row, for a second; for all its rows once they are known, until they are queued. Whoever
+    keeps it leaves it.
     """
 
     def __init__(self, room: Room, tenant: str) -> None:
         self._room = room
         self._tenant = tenant
-        self._num_rows = 0
+        self.num_rows = 0
         self._lapse: asyncio.TimerHandle | None = None
 
     def keep_for_body(self) -> None:
@@ -71,13 +77,13 @@ class Place:
     def keep(self, num_rows: int) -> None:
         """In place of what it has."""
         self.leave()
-        self._num_rows = num_rows
+        self.num_rows = num_rows
         self._room.take(self._tenant, num_rows)
 
     def leave(self) -> None:
         if self._lapse is not None:
             self._lapse.cancel()
             self._lapse = None
-        if self._num_rows:
-            self._room.give_back(self._tenant, self._num_rows)
-            self._num_rows = 0
+        if self.num_rows:
+            self._room.give_back(self._tenant, self.num_rows)
+            self.num_rows = 0

@@ -77,10 +77,15 @@ async def _run(services: Services, samples: Sequence[Sample], *, is_streaming: b
     num_slots, max_queued = generation.num_slots, generation.caller.principal.limits.max_queued
     request_ids = [request.request_id for request in requests]
     reading = Reading(services, samples, is_streaming=is_streaming)
-    generation.caller.place.leave()  # its rows take it, here and now
     with (
         services.live.owned(request_ids, generation.caller.tenant, generation.asked.name),
-        services.engine.submitted(*requests, read=reading.read, num_rows=num_slots, max_queued=max_queued) as mailbox,
+        services.engine.submitted(
+            *requests,
+            read=reading.read,
+            place=generation.caller.place,
+            num_rows=num_slots,
+            max_queued=max_queued,
+        ) as mailbox,
     ):
         patience = Patience(services, mailbox)
         try:

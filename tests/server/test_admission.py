@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from server import room
+from server.errors import Overloaded
 from tests.server.conftest import Running
 from tests.server.fakes import EchoEngine, Gate
 
@@ -92,3 +93,18 @@ def test_a_request_that_is_wrong_gives_its_room_back(start: Start) -> None:
     for body in ({"inputs": 1}, {"inputs": "ab", "task_id": "nobodys"}, {"inputs": "a" * 1000}):
         assert server.http.post("/generate", json=body).status_code in (404, 422)
         server.wait_for_open_rows(0)
+
+
+def test_a_place_that_was_promised_holds_though_others_have_come_in_by_their_right() -> None:
+    shared = room.Room(2, 4)
+    place = room.Place(shared, "acme")
+    place.keep(1)
+    shared.take("acme", 3)
+    shared.check("other", 1, None)
+    shared.take("other", 1)
+    shared.check("acme", 1, None, place.num_rows)
+    with pytest.raises(Overloaded):
+        shared.check("acme", 2, None, place.num_rows)
+    place.leave()
+    place.leave()
+    assert shared.num_rows == 4
