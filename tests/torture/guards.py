@@ -274,7 +274,7 @@ SERVER = [
           f"{BAD}::test_the_same_request_id_at_the_same_time_is_answered_twice"),
     dropped("a tenant's queue", "server/room.py", "if wanted > self._num_slots + waiting:",
             "server/test_limits.py::test_a_tenants_own_queue_is_bounded_by_twice_the_slots_or_its_limit"),
-    Guard("the queue", "server/room.py", "if self.num_rows + num_rows > self.max_rows and",
+    Guard("the queue", "server/room.py", "if self.num_rows + num_more > self.max_rows and",
           "if False and", "server/test_limits.py::test_full_queues_of_others_do_not_keep_a_tenant_out"),
     Guard("room before the body", "server/admission.py", "services.check_open(principal)", "pass",
           "server/test_admission.py::test_there_is_no_room_before_the_body_has_come"),
