@@ -65,13 +65,11 @@ class Principals:
         except StoreUnavailable:
             with self._lock:
                 last = self._proved.get(secret_sha256)
-            if last is None or started >= last.at_most_until:
-                raise
-            now = self._clock()  # trying may have taken longer than it holds
-            until = min(now + MAX_SECONDS, last.at_most_until)
-            with self._lock:
-                if self._num_changes == num_changes:  # asked again after as long
-                    self._proved[secret_sha256] = replace(last, due_at=now + MAX_SECONDS / 2, until=until)
+                if last is None or started >= last.at_most_until:
+                    raise
+                now = self._clock()  # trying may have taken longer than it holds; asked again after as long
+                until = min(now + MAX_SECONDS, last.at_most_until)
+                self._proved[secret_sha256] = replace(last, due_at=now + MAX_SECONDS / 2, until=until)
             return last.principal
         except Unauthorized:
             with self._lock:

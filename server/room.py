@@ -1,6 +1,6 @@
 """How many rows are open, running or waiting, and who may have more of them.
 
-Knows tenants and counts. Knows nothing of what the rows do.
+Knows tenants, counts and the event loop's clock. Knows nothing of what the rows do.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ class Room:
         return self._rows.total()
 
     def check(self, tenant: str, num_rows: int, max_queued: int | None, num_kept: int = 0) -> None:
-        """Raise unless the tenant may have `num_rows` more, of which `max_queued` (None: twice the slots) may wait.
+        """Raise unless the tenant may have `num_rows` for a request; `max_queued` of its rows may wait (None: twice the
+        slots).
 
-        `num_kept` of them it has already, for this request: what was promised holds, whoever came in since.
+        `num_kept` of them the request has already: what was promised holds, whoever came in since.
 
         `RateLimited` where that is too many for this tenant, `Overloaded` where others leave no room, `RequestError`
         where there never is. A tenant with less than an equal part of the room always gets in, so that it cannot be

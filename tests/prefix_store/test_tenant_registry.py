@@ -1,6 +1,7 @@
 """Who a key proves, for how long, and that one that is not good says nothing of why."""
 
 import hmac
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -342,3 +343,23 @@ def test_a_key_that_was_refused_is_not_good_again_in_an_outage(registry: TenantR
     for prove, error in ((refuse, Unauthorized), (Outage(), StoreUnavailable)):
         with pytest.raises(error):
             principals.read("key", prove)
+
+
+def test_an_outage_does_not_bring_back_what_was_refused_while_it_was_waited_for(clock: Clock) -> None:
+    principals = Principals(clock.monotonic, max_outage=60.0)
+    principal = Principal(
+        tenant="acme", scopes=frozenset({Scope.GENERATE}), key_id="k", weight=1.0, limits=TenantLimits()
+    )
+    principals.read("hash", lambda: (principal, math.inf))
+
+    def refuse() -> tuple[Principal, float]:
+        raise Unauthorized
+
+    def hang_and_fail() -> tuple[Principal, float]:
+        with pytest.raises(Unauthorized):
+            principals.read("hash", refuse)
+        raise StoreUnavailable("the registry failed")
+
+    with pytest.raises(StoreUnavailable):
+        principals.read("hash", hang_and_fail)
+    assert principals.get("hash") is None

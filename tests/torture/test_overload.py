@@ -124,6 +124,7 @@ def test_ten_times_the_load_costs_little_goodput_and_is_refused_at_once(
     assert len(at_server) == len(waits)
     assert overloaded / at_capacity >= 0.95
     assert percentile(at_server, 99) <= 20
+    assert percentile(waits, 99) <= 20
     assert growth <= MAX_GROWTH
 
 
