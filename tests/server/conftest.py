@@ -5,7 +5,7 @@ import io
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +56,28 @@ class Running:
         return answer.json()
 
     def wait_for_open_rows(self, num_rows: int) -> None:
-        """Returns when exactly so many rows are queued or running, as the event loop sees it."""
+        """Returns when the engine was sent exactly so many rows that have not ended, and no request keeps more room."""
+        engine = self.services.engine
+
+        async def are_open() -> bool:
+            num_sent = sum(mailbox.num_rows for mailbox in engine._mailboxes.values())
+            return num_sent == engine.room.num_rows == num_rows
+
+        self._wait_for(are_open)
+
+    def wait_for_kept_room(self, num_rows: int) -> None:
+        """Returns when exactly so many rows are open, or promised to requests that are still being read."""
+
+        async def is_kept() -> bool:
+            return self.services.engine.room.num_rows == num_rows
+
+        self._wait_for(is_kept)
+
+    def _wait_for(self, is_so: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        """Asks between two callbacks of the event loop, never within one."""
         deadline = time.monotonic() + 20
-        while self.services.engine.room.num_rows != num_rows:
-            assert time.monotonic() < deadline, f"{self.services.engine.room.num_rows} rows are open"
+        while not asyncio.run_coroutine_threadsafe(is_so(), self.loop).result(20):
+            assert time.monotonic() < deadline, f"room is taken for {self.services.engine.room.num_rows} rows"
             time.sleep(0.002)
 
     def upload(self, task_id: str, num_virtual_tokens: int = 3, value: float = 0.25) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def test_who_does_not_send_its_body_soon_keeps_nobody_out(start: Start, monkeypa
     server.services.engine.room = room.Room(1, 1)
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:
         slow.sendall(b"POST /generate" + HEAD)
-        server.wait_for_open_rows(1)
+        server.wait_for_kept_room(1)
         server.wait_for_open_rows(0)
         server.generate("ab")
         slow.sendall(b'{"inputs": "ab"}'.ljust(100))
