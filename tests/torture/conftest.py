@@ -1,9 +1,11 @@
 """The report that the long tests write: one JSON object, where `TORTURE_REPORT` names a file for it."""
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,25 @@ def curves() -> Iterator[Curves]:
 
 
 def write_report(path: Path, figures: dict[str, float]) -> None:
-    """Put the figures of this run in the place of those of the same name; others stay, with the commit they are of."""
-    old = json.loads(path.read_text()) if path.exists() else {"figures": {}, "commits": {}}
-    commits = {**old["commits"], **dict.fromkeys(figures, commit())}
-    result = {"name": "torture", "machine": machine(), "figures": {**old["figures"], **figures}, "commits": commits}
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    """Put the figures of this run in the place of those of the same name; others stay, with the commit they are of.
+
+    Several processes may do so, each with figures of its own.
+    """
+    with locked(path.parent):
+        old = json.loads(path.read_text()) if path.exists() else {"figures": {}, "commits": {}}
+        commits = {**old["commits"], **dict.fromkeys(figures, commit())}
+        result = {"name": "torture", "machine": machine(), "figures": {**old["figures"], **figures}, "commits": commits}
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture

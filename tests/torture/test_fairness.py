@@ -16,7 +16,7 @@ from prefix_store.tenants import Tenant
 from tests.torture.plots import Curves
 from tests.torture.processes import ServerProcess, admit, launcher, upload
 
-pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.torture, pytest.mark.alone, pytest.mark.timeout(900)]
 
 WARM_UP_SECONDS, SECONDS = 10, 60
 NUM_NEW_TOKENS = 32

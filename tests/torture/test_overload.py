@@ -29,7 +29,7 @@ from prefix_store.tenants import Tenant
 from tests.torture.processes import ServerProcess, admit, launcher, upload
 from tests.torture.slow_clients import begin_every_second, drip_headers, read_slowly
 
-pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.torture, pytest.mark.alone, pytest.mark.timeout(900)]
 
 Endless = Coroutine[Any, Any, None]
 
