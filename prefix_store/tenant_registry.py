@@ -145,11 +145,6 @@ class TenantRegistry:
             self._note_use(remembered.principal)
         return remembered
 
-    def authenticate(self, secret: str) -> Principal:
-        """Whom a key proves, remembered or not. Raises as `prove`."""
-        remembered = self.remembered(secret)
-        return self.prove(secret) if remembered is None else remembered.principal
-
     def prove(self, secret: str) -> Principal:
         """Whom a key proves by the registry. Raises `Unauthorized`, for whatever reason in the same time."""
         secret_sha256 = hash_of(secret)

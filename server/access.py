@@ -30,15 +30,28 @@ LOCAL = Principal(
 )
 
 
+class OpenAccess:
+    """Asks for no key, and never will: every request comes from `nobody`."""
+
+    def __init__(self, nobody: Principal) -> None:
+        self.nobody = nobody
+
+    async def principal(self, _authorization: str | None) -> Principal:
+        return self.nobody
+
+    def known_principal(self, _authorization: str | None) -> Principal:
+        return self.nobody
+
+
 class Access:
     """Proves keys. `nobody` is whom a request without a key comes from; None where a key is needed.
 
     Once `tenants` holds a key, whoever made it, there is no nobody any more: within two seconds, as a revoked key is
-    refused. Without `tenants` there never are keys.
+    refused.
     """
 
     def __init__(
-        self, tenants: TenantRegistry | None, nobody: Principal | None, clock: Callable[[], float] = time.monotonic
+        self, tenants: TenantRegistry, nobody: Principal | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._tenants = tenants
         self.nobody = nobody
@@ -59,10 +72,6 @@ class Access:
 
     def known_principal(self, authorization: str | None) -> Principal | None:
         """None where it must be looked up. What will have to be soon is, from now on. Raises `Unauthorized`."""
-        if self._tenants is None:
-            if self.nobody is None:
-                raise Unauthorized
-            return self.nobody
         if self.nobody is not None:
             seconds_left = self._open_until - self._clock()
             if seconds_left <= MAX_SECONDS / 2:
@@ -80,7 +89,6 @@ class Access:
         self, secret: str, look: Callable[[], Coroutine[Any, Any, Principal | None]]
     ) -> asyncio.Task[Principal | None]:
         """Once for all who come within a second, and before a change here that it may have missed."""
-        assert self._tenants is not None, "without them nothing is looked up"
         name = (secret, self._tenants.num_changes, int(self._clock() / (MAX_SECONDS / 2)))
         if name not in self._lookups:
             self._lookups[name] = asyncio.create_task(look())
@@ -93,12 +101,10 @@ class Access:
             lookup.exception()  # whoever waited has it; where nobody did, the next one asks again
 
     async def _prove(self, secret: str) -> Principal:
-        assert self._tenants is not None, "without them nothing is looked up"
         return await asyncio.to_thread(self._tenants.prove, secret)
 
     async def _look_for_keys(self) -> Principal | None:
         """Where none were two seconds ago, look again. A registry that cannot say leaves nothing open: it raises."""
-        assert self._tenants is not None, "without them nothing is looked up"
         now = self._clock()
         if await asyncio.to_thread(self._tenants.has_keys):
             self.nobody = None
@@ -129,8 +135,8 @@ class Needs(SecurityBase):
         request.state.principal = principal
 
 
-def access_of(request: Request) -> Access:
-    access: Access = request.app.state.access
+def access_of(request: Request) -> Access | OpenAccess:
+    access: Access | OpenAccess = request.app.state.access
     return access
 
 

@@ -10,7 +10,7 @@ from prefix_store.home import Place
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import LOCAL_TENANT, Principal, TenantLimits
 from prefix_store.tenants import Scope as KeyScope
-from server.access import Access
+from server.access import OpenAccess
 from server.administration import Administration
 from server.audit import AuditLog
 from server.http import answer_errors
@@ -25,7 +25,7 @@ REQUEST_ID = "command"
 
 def create_admin_app(store: PrefixStore, place: Place) -> ASGIApp:
     app = FastAPI(openapi_url=None)
-    app.state.access = Access(None, nobody=OWNER)
+    app.state.access = OpenAccess(OWNER)
     app.state.administration = Administration(store, AuditLog.of(place, make_logger()))
     answer_errors(app)
     app.include_router(admin.router)

@@ -9,6 +9,8 @@ from prefix_store.formats import dump
 from prefix_store.prefix import BackboneShape, BackboneSpec
 from prefix_store.store import PrefixStore
 from prefix_store.tasks import Published
+from prefix_store.tenant_registry import TenantRegistry
+from prefix_store.tenants import Principal
 
 SHAPE = BackboneShape(n_layer=2, n_head=2, head_dim=8, n_positions=64)
 BACKBONE = BackboneSpec(name="tiny", shape=SHAPE, fingerprint="ab" * 32)
@@ -50,3 +52,9 @@ def publish(
         backbone_checked=True,
         **conditions,
     )
+
+
+def authenticate(registry: TenantRegistry, secret: str) -> Principal:
+    """Whom a key proves, as the server asks: by memory, and else by the registry."""
+    remembered = registry.remembered(secret)
+    return registry.prove(secret) if remembered is None else remembered.principal

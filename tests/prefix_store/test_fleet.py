@@ -28,7 +28,7 @@ from tests.prefix_store.durability import LOOP_TASK_IDS, State, kill_often, obse
 from tests.prefix_store.homes import FleetHome, flip_a_bit, key_of
 from tests.prefix_store.mortal import FleetWriter
 from tests.prefix_store.servers import PostgreSQL, SeaweedFS
-from tests.prefix_store.support import publish
+from tests.prefix_store.support import authenticate, publish
 
 pytestmark = pytest.mark.fleet
 
@@ -143,9 +143,9 @@ def test_a_task_deleted_and_uploaded_anew_elsewhere_is_never_served_as_a_damaged
 def test_a_revoked_key_is_refused_elsewhere_within_two_seconds(store: PrefixStore, other: PrefixStore) -> None:
     store.tenants.add_tenant(Tenant(name="acme"))
     key, secret = store.tenants.create_key("acme", {Scope.GENERATE})
-    assert other.tenants.authenticate(secret).tenant == "acme"
+    assert authenticate(other.tenants, secret).tenant == "acme"
     store.tenants.revoke_key(key.key_id)
-    assert within(MAX_SECONDS, lambda: raises(Unauthorized, lambda: other.tenants.authenticate(secret)))
+    assert within(MAX_SECONDS, lambda: raises(Unauthorized, lambda: authenticate(other.tenants, secret)))
 
 
 def test_usage_of_all_adds_up(store: PrefixStore, other: PrefixStore) -> None:
@@ -255,19 +255,19 @@ def test_without_the_database_what_is_cached_is_served_and_nothing_is_written(
     _, secret = store.tenants.create_key("acme", {Scope.GENERATE})
     publish(store, tenant="acme", seed=1)
     store.get("acme", "poet")
-    store.tenants.authenticate(secret)
+    authenticate(store.tenants, secret)
     postgresql_server.stop()
     try:
         time.sleep(MAX_SECONDS)  # longer than anything is remembered unasked
         for _ in range(3):
             assert store.get("acme", "poet").version == 1
             assert store.cached("acme", "poet") is not None
-            assert store.tenants.authenticate(secret).tenant == "acme"
+            assert authenticate(store.tenants, secret).tenant == "acme"
         for ask in (lambda: publish(store, seed=2), store.ping, lambda: store.get("acme", "unknown")):
             with pytest.raises(StoreUnavailable):
                 ask()
         with pytest.raises(StoreUnavailable):
-            store.tenants.authenticate("pp_zzzzzzzz_" + "0" * 64)
+            authenticate(store.tenants, "pp_zzzzzzzz_" + "0" * 64)
     finally:
         postgresql_server.start()
     assert within(2.0, lambda: not raises(StoreUnavailable, store.ping))

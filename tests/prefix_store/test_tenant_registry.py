@@ -23,6 +23,7 @@ from prefix_store.principals import Principals, Remembered
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from tests.prefix_store.homes import in_sqlite
+from tests.prefix_store.support import authenticate
 
 START = datetime(2026, 11, 24, tzinfo=UTC)
 ACME = Tenant(name="acme", weight=2.0, limits=TenantLimits(max_tasks=7))
@@ -77,7 +78,7 @@ def test_tenants_have_names_of_their_own(registry: TenantRegistry) -> None:
 
 def test_a_key_proves_its_tenant_and_opens_its_scopes(registry: TenantRegistry) -> None:
     key, secret = registry.create_key("acme", {Scope.GENERATE, Scope.TASKS})
-    principal = registry.authenticate(secret)
+    principal = authenticate(registry, secret)
     assert (principal.tenant, principal.key_id) == ("acme", key.key_id)
     assert principal.scopes == {Scope.GENERATE, Scope.TASKS}
     assert (principal.weight, principal.limits) == (ACME.weight, ACME.limits)
@@ -125,10 +126,10 @@ def test_every_key_that_is_not_good_is_refused_in_the_same_words(registry: Tenan
         "x" * 9999,
     ]:
         with pytest.raises(Unauthorized) as refused:
-            registry.authenticate(secret)
+            authenticate(registry, secret)
         told.add(str(refused.value))
     assert len(told) == 1
-    assert registry.authenticate(good).tenant == "acme"
+    assert authenticate(registry, good).tenant == "acme"
 
 
 def test_a_key_that_nobody_has_takes_the_same_steps_as_one_that_was_revoked(
@@ -142,7 +143,7 @@ def test_a_key_that_nobody_has_takes_the_same_steps_as_one_that_was_revoked(
     for secret in [revoked, "pp_zzzzzzzz_" + "0" * 64, "no key"]:
         statements.clear()
         with pytest.raises(Unauthorized):
-            registry.authenticate(secret)
+            authenticate(registry, secret)
         steps.append(list(statements))
     assert steps[0] == steps[1] == steps[2]
     assert len(steps[0]) >= 2
@@ -158,20 +159,20 @@ def test_secrets_are_compared_in_constant_time(registry: TenantRegistry, monkeyp
         return compared[-1]
 
     monkeypatch.setattr(hmac, "compare_digest", compare_and_note)
-    registry.authenticate(secret)
+    authenticate(registry, secret)
     for wrong in (secret[:-1] + ("0" if secret[-1] != "0" else "1"), "pp_zzzzzzzz_" + "0" * 64, "no key"):
         with pytest.raises(Unauthorized):
-            registry.authenticate(wrong)
+            authenticate(registry, wrong)
     assert compared == [True, False, False, False]
 
 
 def test_a_proved_key_is_remembered_for_two_seconds(registry: TenantRegistry, database: Database, clock: Clock) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
     assert registry.remembered(secret) is None
-    proved = registry.authenticate(secret)
+    proved = authenticate(registry, secret)
     clock.seconds = 1.9
     assert registry.remembered(secret) == Remembered(proved, is_due=True)
-    assert registry.authenticate(secret) is proved
+    assert authenticate(registry, secret) is proved
     clock.seconds = 2.0
     assert registry.remembered(secret) is None
 
@@ -181,36 +182,36 @@ def test_a_revoked_key_dies_at_once_here_and_within_two_seconds_elsewhere(
 ) -> None:
     elsewhere = a_registry(database, clock)
     key, secret = registry.create_key("acme", {Scope.GENERATE})
-    registry.authenticate(secret)
-    elsewhere.authenticate(secret)
+    authenticate(registry, secret)
+    authenticate(elsewhere, secret)
     registry.revoke_key(key.key_id)
     with pytest.raises(Unauthorized):
-        registry.authenticate(secret)
-    elsewhere.authenticate(secret)
+        authenticate(registry, secret)
+    authenticate(elsewhere, secret)
     clock.seconds = 2.0
     with pytest.raises(Unauthorized):
-        elsewhere.authenticate(secret)
+        authenticate(elsewhere, secret)
 
 
 def test_a_key_dies_at_its_moment_remembered_or_not(registry: TenantRegistry, clock: Clock) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE}, expires_at=START + timedelta(seconds=1))
-    registry.authenticate(secret)
+    authenticate(registry, secret)
     clock.seconds = 1.0
     assert registry.remembered(secret) is None
     with pytest.raises(Unauthorized):
-        registry.authenticate(secret)
+        authenticate(registry, secret)
 
 
 def test_a_tenants_new_limits_hold_at_once(registry: TenantRegistry) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
-    registry.authenticate(secret)
+    authenticate(registry, secret)
     registry.set_tenant(replace(ACME, limits=TenantLimits(max_tasks=1)))
-    assert registry.authenticate(secret).limits.max_tasks == 1
+    assert authenticate(registry, secret).limits.max_tasks == 1
     registry.disable("acme")
     with pytest.raises(Unauthorized):
-        registry.authenticate(secret)
+        authenticate(registry, secret)
     registry.set_tenant(ACME)
-    assert registry.authenticate(secret).tenant == "acme"
+    assert authenticate(registry, secret).tenant == "acme"
 
 
 def test_what_was_proved_while_a_key_was_being_revoked_is_not_remembered(database: Database, clock: Clock) -> None:
@@ -218,7 +219,7 @@ def test_what_was_proved_while_a_key_was_being_revoked_is_not_remembered(databas
     registry = TenantRegistry(database, principals=principals, now=clock.now)
     registry.add_tenant(ACME)
     _, secret = registry.create_key("acme", {Scope.GENERATE})
-    proved = registry.authenticate(secret)
+    proved = authenticate(registry, secret)
     principals.forget()
 
     def prove_while_it_is_revoked() -> tuple[object, float]:
@@ -232,9 +233,9 @@ def test_what_was_proved_while_a_key_was_being_revoked_is_not_remembered(databas
 def test_a_key_can_be_replaced_without_a_gap(registry: TenantRegistry) -> None:
     old, old_secret = registry.create_key("acme", {Scope.GENERATE})
     new, new_secret = registry.create_key("acme", {Scope.GENERATE})
-    assert registry.authenticate(old_secret).tenant == registry.authenticate(new_secret).tenant
+    assert authenticate(registry, old_secret).tenant == authenticate(registry, new_secret).tenant
     registry.revoke_key(old.key_id)
-    assert registry.authenticate(new_secret).key_id == new.key_id
+    assert authenticate(registry, new_secret).key_id == new.key_id
     assert [key.revoked_at is None for key in registry.keys("acme")] == [False, True]
 
 
@@ -249,20 +250,20 @@ def test_when_a_key_was_last_used_is_written_in_batches(
 ) -> None:
     key, secret = registry.create_key("acme", {Scope.GENERATE})
     clock.seconds = 1.0
-    registry.authenticate(secret)
+    authenticate(registry, secret)
     clock.seconds = 1.5
     registry.remembered(secret)
     assert registry.keys("acme")[0].last_used_at is None
     registry.flush_last_used()
     assert registry.keys("acme")[0].last_used_at == START + timedelta(seconds=1.5)
-    assert a_registry(database, clock).authenticate(secret).key_id == key.key_id
+    assert authenticate(a_registry(database, clock), secret).key_id == key.key_id
 
 
 def test_a_last_use_that_could_not_be_written_is_written_next_time(
     registry: TenantRegistry, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
-    registry.authenticate(secret)
+    authenticate(registry, secret)
 
     def fail() -> None:
         raise StoreUnavailable("the disk is gone")
@@ -283,7 +284,7 @@ def test_a_damaged_key_opens_nothing(registry: TenantRegistry, database: Databas
     with database.writing() as connection:
         connection.exec_driver_sql(f"UPDATE api_keys SET {change}")
     with pytest.raises(CorruptRecord):
-        registry.authenticate(secret)
+        authenticate(registry, secret)
 
 
 def test_a_damaged_tenant_opens_nothing(registry: TenantRegistry, database: Database) -> None:
@@ -291,7 +292,7 @@ def test_a_damaged_tenant_opens_nothing(registry: TenantRegistry, database: Data
     with database.writing() as connection:
         connection.exec_driver_sql("UPDATE tenants SET weight = 200.0")
     with pytest.raises(CorruptRecord):
-        registry.authenticate(secret)
+        authenticate(registry, secret)
 
 
 class Outage:
@@ -305,7 +306,7 @@ def test_a_key_that_was_good_stays_so_for_as_long_as_an_outage_may_last_and_it_i
     registry: TenantRegistry, clock: Clock
 ) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
-    proved = registry.authenticate(secret)
+    proved = authenticate(registry, secret)
     principals = Principals(clock.monotonic, max_outage=60.0)
     principals.read("short", lambda: (proved, 10.0))
     principals.read("long", lambda: (proved, 1e9))
@@ -323,7 +324,7 @@ def test_a_key_that_was_good_stays_so_for_as_long_as_an_outage_may_last_and_it_i
 def test_on_a_machine_of_its_own_no_key_outlives_what_proves_it(registry: TenantRegistry, clock: Clock) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
     principals = Principals(clock.monotonic)
-    proved = registry.authenticate(secret)
+    proved = authenticate(registry, secret)
     principals.read("key", lambda: (proved, 1e9))
     clock.seconds = 2.0
     with pytest.raises(StoreUnavailable):
@@ -333,7 +334,7 @@ def test_on_a_machine_of_its_own_no_key_outlives_what_proves_it(registry: Tenant
 def test_a_key_that_was_refused_is_not_good_again_in_an_outage(registry: TenantRegistry, clock: Clock) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
     principals = Principals(clock.monotonic, max_outage=60.0)
-    proved = registry.authenticate(secret)
+    proved = authenticate(registry, secret)
     principals.read("key", lambda: (proved, 1e9))
     clock.seconds = 2.0
 

@@ -6,119 +6,20 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import h11
 import pytest
-import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer as Backend
-from uvicorn.server import ServerState
 
-from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol, OneWrite, Refuse
+from server.protocol import MAX_HEADER_BYTES, OneWrite
 from tests.server.conftest import Running, running
 from tests.server.fakes import EchoEngine, Gate
-
-GET = b"GET /ping HTTP/1.1\r\nhost: x\r\n"
-POST = b"POST /generate HTTP/1.1\r\nhost: x\r\n"
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
-LENGTH = POST + b"content-length: 5\r\n"
+from tests.server.wire import CHUNKED, GET, LENGTH, POST, Read, converse
 
 # -- the same bytes for h11, which is strict where it matters ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Read:
-    """A request as an application gets it."""
-
-    method: str
-    target: bytes
-    version: str
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-@dataclass
-class Application:
-    """Remembers what it is asked. A hasty one answers before the body."""
-
-    is_hasty: bool = False
-    reads: list[Read] = field(default_factory=list)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, more = b"", not self.is_hasty
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message["body"]
-            more = message["more_body"]
-        query = b"?" + scope["query_string"] if scope["query_string"] else b""
-        target = scope["raw_path"] + query
-        self.reads.append(Read(scope["method"], target, scope["http_version"], list(scope["headers"]), body))
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"ok"})
-
-
-class Wire(asyncio.Transport):
-    """A connection without a network: what was written to it, and whether it is closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self._is_closing = False
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._is_closing:
-            self.written += data
-
-    def is_closing(self) -> bool:
-        return self._is_closing
-
-    def close(self) -> None:
-        self._is_closing = True
-
-    def abort(self) -> None:
-        self._is_closing = True
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-
-def refuse_none(scope: Scope, answer: Callable[[Response], None]) -> bool:
-    return False
-
-
-def converse(*pieces: bytes, is_hasty: bool = False, refuse: Refuse = refuse_none) -> tuple[list[Read], bytes]:
-    """Which requests are read from these pieces of one connection, and what is answered."""
-    application, wire = Application(is_hasty), Wire()
-
-    async def receive_all() -> None:
-        config = uvicorn.Config(application, ws="none", lifespan="off", log_config=None, date_header=False)
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, refuse=refuse)
-        protocol.connection_made(wire)
-        for piece in pieces:
-            if not wire.is_closing():
-                protocol.data_received(piece)
-            await turns(4)
-        await turns(50)
-        protocol.connection_lost(None)
-        await asyncio.gather(*protocol.tasks)
-
-    asyncio.run(receive_all())
-    return application.reads, wire.written
-
-
-async def turns(number: int) -> None:
-    for _ in range(number):
-        await asyncio.sleep(0)
 
 
 def by_h11(data: bytes) -> list[Read]:
@@ -500,113 +401,3 @@ def test_a_head_goes_out_with_its_body_and_alone_where_nothing_follows_at_once()
         assert await write(waiting, head, b"a") == [waiting, head + b"a", b"closed"]
 
     asyncio.run(scenario())
-
-
-# -- what is refused by its head alone --------------------------------------------------------------------------------
-
-
-def refuse_posts(scope: Scope, answer: Callable[[Response], None]) -> bool:
-    if scope["method"] == "POST":
-        answer(Response(b"no", 429))
-        return True
-    return False
-
-
-NO = b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\nno"
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-
-
-@pytest.mark.parametrize("post", [LENGTH + b"\r\nhello", CHUNKED + b"5\r\nhello\r\n0\r\n\r\n", POST + b"\r\n"])
-def test_a_request_refused_by_its_head_leaves_the_connection_to_the_next(post: bytes) -> None:
-    data = post + GET + b"\r\n" + post
-    reads, answered = converse(*(data[i : i + 1] for i in range(len(data))), refuse=refuse_posts)
-    assert [read.method for read in reads] == ["GET"]
-    assert answered == NO + OK + NO
-
-
-def test_of_many_requests_in_one_piece_all_but_the_first_wait_for_turns_of_their_own() -> None:
-    post = LENGTH + b"\r\nhello"
-    reads, answered = converse(post + post + post, post, refuse=refuse_posts)
-    assert [read.method for read in reads] == ["POST", "POST"]  # for the application to refuse
-    assert answered == NO + OK + OK + NO
-
-
-def test_a_refusal_of_head_has_no_body() -> None:
-    def refuse(scope: Scope, answer: Callable[[Response], None]) -> bool:
-        answer(Response(b"no", 400))
-        return True
-
-    head = GET.replace(b"GET", b"HEAD") + b"\r\n"
-    assert converse(head, head, refuse=refuse) == ([], 2 * b"HTTP/1.1 400 Bad Request\r\ncontent-length: 2\r\n\r\n")
-
-
-def test_a_refusal_leaves_a_reader_that_does_not_read_to_the_application() -> None:
-    class Full(Wire):
-        def write(self, data: bytes | bytearray | memoryview) -> None:
-            super().write(data)
-            if not protocol.flow.write_paused:
-                protocol.pause_writing()
-
-    async def converse_with_full() -> None:
-        nonlocal protocol
-        config = uvicorn.Config(Application(), ws="none", lifespan="off", log_config=None, date_header=False)
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, refuse=refuse_posts)
-        protocol.connection_made(wire)
-        for _ in range(3):
-            protocol.data_received(LENGTH + b"\r\nhello")
-            await turns(4)
-        assert wire.written == NO
-        protocol.resume_writing()
-        await turns(50)
-        assert wire.written.startswith(NO + OK)
-        protocol.connection_lost(None)
-        await asyncio.gather(*protocol.tasks)
-
-    protocol: DeadlineProtocol
-    wire = Full()
-    asyncio.run(converse_with_full())
-
-
-def test_who_asked_whether_to_send_a_body_is_not_left_to_guess() -> None:
-    """It may have given its body up, and its next request would be taken for it."""
-    reads, answered = converse(LENGTH + b"expect: 100-continue\r\n\r\n", GET + b"\r\n", refuse=refuse_posts)
-    assert reads == []
-    assert answered == NO.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
-
-
-def test_a_connection_that_is_refused_all_the_time_is_neither_cut_nor_kept_for_ever() -> None:
-    """Each piece ends within the next head, so that something is always awaited; the last body follows its answer."""
-
-    async def refused() -> None:
-        config = uvicorn.Config(
-            Application(), ws="none", lifespan="off", log_config=None, date_header=False, timeout_keep_alive=1
-        )
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=0.3, refuse=refuse_posts)
-        protocol.connection_made(wire)
-        post = POST + b"content-length: 0\r\n\r\n"
-        protocol.data_received(post[:20])
-        for _ in range(10):
-            await asyncio.sleep(0.05)
-            protocol.data_received(post[20:] + post[:20])
-            assert not wire.is_closing()
-        protocol.data_received(post[20:])
-        protocol.data_received(LENGTH + b"\r\n")
-        await asyncio.sleep(0.05)
-        protocol.data_received(b"hello")
-        await asyncio.sleep(0.5)
-        assert not wire.is_closing()
-        await asyncio.sleep(0.7)
-        assert wire.is_closing()
-
-    wire = Wire()
-    asyncio.run(refused())
-    assert wire.written == 12 * NO
-
-
-@pytest.mark.parametrize(
-    "head", [LENGTH + b"connection: close\r\n\r\n", LENGTH.replace(b"/1.1", b"/1.0") + b"\r\n"], ids=["close", "1.0"]
-)
-def test_a_refusal_ends_a_connection_that_was_to_end(head: bytes) -> None:
-    reads, answered = converse(head + b"hello" + GET + b"\r\n", refuse=refuse_posts)
-    assert reads == []
-    assert answered == NO.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")

@@ -286,7 +286,7 @@ SERVER = [
     Guard("promised room", "server/room.py", "num_more = num_rows - num_kept", "num_more = num_rows",
           "server/test_admission.py::test_a_place_that_was_promised_holds_though_others_have_come_in_by_their_right"),
     Guard("answers to HEAD", "server/protocol.py", 'b"" if cycle.scope["method"] == "HEAD" else bytes(response.body)',
-          "bytes(response.body)", "server/test_protocol.py::test_a_refusal_of_head_has_no_body"),
+          "bytes(response.body)", "server/test_refusal_at_once.py::test_a_refusal_of_head_has_no_body"),
     Guard("rates before the body", "server/admission.py", "services.limits.admit(principal)", "pass",
           "server/test_limits.py::test_a_tenant_over_its_limit_is_429_before_its_prompt_is_read"),
     dropped("a tenant's rates", "server/limits.py", "if seconds > 0:",
