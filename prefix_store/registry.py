@@ -12,7 +12,14 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
 from prefix_store.database import Database, lock_name
-from prefix_store.errors import CorruptRecord, PreconditionFailed, PublicNameTaken, Quarantined, StaleVersion
+from prefix_store.errors import (
+    CorruptRecord,
+    PreconditionFailed,
+    PublicNameTaken,
+    Quarantined,
+    StaleVersion,
+    UnknownVersion,
+)
 from prefix_store.quotas import check_quota
 from prefix_store.records import AnyRow, damaged_records, is_sound, key_of
 from prefix_store.rows import (
@@ -64,7 +71,8 @@ class Registry:
         """Serve `upload`: as it is where it is served already, as its old version where it was, else as a new one.
 
         It gets all requests from then on; without `serve` the version is kept and who gets them stays as it is, but
-        for a new task, which serves its first. A version that was quarantined is released by its own bytes. Raises
+        for a new task, which serves its first. A version that was quarantined is released by its own bytes, upload and
+        native file: what else these were compiled to is a new version. Raises
         `PreconditionFailed`, where `if_none_match` wants that there is no such task, and `QuotaExceeded`.
         """
         with self._database.writing() as connection:
@@ -178,11 +186,14 @@ class Registry:
         if wanted.quarantined is not None:
             raise Quarantined(task_id, version, wanted.quarantined)
 
-    def set_quarantined(self, tenant: str, task_id: str, version: int, reason: str | None) -> Task:
-        """Take a version out of service, or with None put it back. Raises `UnknownTask`, `UnknownVersion`."""
+    def quarantine(self, tenant: str, task_id: str, version: int, reason: str, native_sha256: str | None) -> Task:
+        """Take a version out of service. Raises `UnknownTask`; `UnknownVersion` also where the file is another one."""
         with self._database.writing() as connection:
             task = task_row(connection, tenant, task_id, for_update=True)
-            change(connection, versions, version_row(connection, tenant, task_id, version), quarantined=reason)
+            found = version_row(connection, tenant, task_id, version)
+            if native_sha256 not in (None, found.native_sha256):
+                raise UnknownVersion(task_id, version)
+            change(connection, versions, found, quarantined=reason)
             return self._whole_task(connection, task)
 
     def delete(self, tenant: str, task_id: str, if_match: str | None) -> list[TaskVersion]:
@@ -261,10 +272,18 @@ class Registry:
         return Published(version, config, created_task=task is None, changed=True)
 
     def _find_same(self, connection: Connection, tenant: str, task_id: str, upload: Upload) -> AnyRow | None:
-        """The version with the same bytes, made for the same backbone: a stale one is no help to who uploads anew."""
-        same = (versions.c.sha256 == upload.sha256) & (versions.c.backbone == upload.backbone)
-        row = connection.execute(of_task(tenant, task_id).where(same)).first()
-        return row if row is not None and is_sound(versions, row._mapping) else None
+        """The version with the same bytes that is of use to who uploads them: sound, and made for the same backbone.
+
+        One in quarantine has failed, or its native file is damaged: it must also be what they are compiled to now.
+        """
+        in_service = versions.c.quarantined.is_(None)
+        of_use = and_(
+            versions.c.sha256 == upload.sha256,
+            versions.c.backbone == upload.backbone,
+            or_(in_service, versions.c.native_sha256 == upload.native_sha256),
+        )
+        rows = connection.execute(of_task(tenant, task_id).where(of_use).order_by(versions.c.version))
+        return next((row for row in rows if is_sound(versions, row._mapping)), None)
 
     def _whole_task(self, connection: Connection, task: AnyRow) -> Task:
         rows = connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version))

@@ -132,8 +132,8 @@ class PrefixStore:
         The served version's own bytes change nothing, an older version's serve that one again, others become the next
         version; all durably before this returns. It gets all requests from then on; without `serve` it is kept only,
         as a version of a task that is there, and `patch` may serve it. A version in quarantine leaves it by its own
-        bytes. `if_match` is the sha256 that the served version must have, or `*` for any; `if_none_match` wants that
-        there is no such task.
+        bytes, upload and native file; where the latter is another by now, they are a new version. `if_match` is the
+        sha256 that the served version must have, or `*` for any; `if_none_match` wants that there is no such task.
         Raises `InvalidTaskId`, `PreconditionFailed`, `QuotaExceeded`.
         """
         check_new_task_id(task_id, self._backbone.name)
@@ -228,16 +228,17 @@ class PrefixStore:
             )
             return self._remember(tenant, task)
 
-    def quarantine(self, tenant: str, task_id: str, version: int, reason: str) -> Task:
-        """Serve the version no more, until it is uploaded again or released. Raises `UnknownVersion`."""
-        with self._writing:
-            task = self._set_quarantined(tenant, task_id, version, reason)
+    def quarantine(
+        self, tenant: str, task_id: str, version: int, reason: str, native_sha256: str | None = None
+    ) -> Task:
+        """Serve the version no more, until it is uploaded again.
+
+        Raises `UnknownVersion`, also where `native_sha256` is given and the version of that number is another by now.
+        """
+        with self._writing_task(tenant, task_id):
+            task = self._remember(tenant, self._registry.quarantine(tenant, task_id, version, reason, native_sha256))
             self.num_quarantines += 1
             return task
-
-    def release(self, tenant: str, task_id: str, version: int) -> Task:
-        """Let a version out of quarantine. Raises `UnknownVersion`."""
-        return self._set_quarantined(tenant, task_id, version, None)
 
     def delete(self, tenant: str, task_id: str, if_match: str | None = None) -> None:
         """Forget the task and remove the files that no other task of the tenant's needs. Raises `PreconditionFailed`.
@@ -266,17 +267,18 @@ class PrefixStore:
     @contextmanager
     def _writing_task(self, tenant: str, task_id: str) -> Iterator[None]:
         with self._writing:
+            before = frozenset(self._loose)
             try:
                 yield
             except CommitUncertain:
                 # What is served is what the registry says, once it can say. A version that needs the loose files may
-                # be there: the next write looks.
+                # be there: the next write that is committed looks, for then it can say.
                 self._pointers.drop((tenant, task_id))
                 raise
             except StoreError:
-                self._remove_loose_files()
+                self._remove_loose_files(self._loose - before)
                 raise
-            self._remove_loose_files()
+            self._remove_loose_files(self._loose)
 
     def _read_pointer(self, tenant: str, task_id: str) -> Pointer:
         return Pointer(*self._registry.served(tenant, task_id))
@@ -298,10 +300,6 @@ class PrefixStore:
         except NameTaken:
             self._loose.discard((tenant, file))  # it is somebody else's
             raise
-
-    def _set_quarantined(self, tenant: str, task_id: str, version: int, reason: str | None) -> Task:
-        with self._writing_task(tenant, task_id):
-            return self._remember(tenant, self._registry.set_quarantined(tenant, task_id, version, reason))
 
     def _remember(self, tenant: str, task: Task) -> Task:
         self._pointers.put((tenant, task.task_id), Pointer(tenant, task.served, task.config, task.shares))
@@ -328,10 +326,10 @@ class PrefixStore:
             raise CorruptPrefix(file.name, f"is damaged: its {len(body)} bytes are not those that were stored")
         return body
 
-    def _remove_loose_files(self) -> None:
-        """Remove the files that no version needs; what cannot be removed now is tried again after the next write."""
+    def _remove_loose_files(self, loose: set[tuple[str, StoredFile]]) -> None:
+        """Remove those that no version needs; what cannot be removed now is tried again after the next write."""
         with suppress(StoreError):  # litter is no reason to fail what was done
-            for tenant, file in tuple(self._loose):
+            for tenant, file in tuple(loose):
                 if not self._registry.needs(tenant, file.sha256, file.uploaded_at):
                     self._blobs.delete(tenant, file.name)
                 self._loose.discard((tenant, file))

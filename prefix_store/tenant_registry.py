@@ -60,19 +60,17 @@ class TenantRegistry:
                 raise TenantExists(tenant.name)
             add(connection, tenants, {**tenant_columns(tenant), "created_at": moment_text(self._now())})
 
-    def set_tenant(self, tenant: Tenant) -> None:
-        """Replace all that is known of the tenant of that name. Raises `UnknownTenant`."""
-        with self._database.writing() as connection:
-            found = find_tenant(connection, tenant.name, for_update=True)
-            rewrite(connection, tenants, {**found, **tenant_columns(tenant)})
-        self._principals.forget()
+    def change_tenant(self, name: str, change: Callable[[Tenant], Tenant]) -> Tenant:
+        """Make of what is known of the tenant what `change` does; nobody changes it in between.
 
-    def disable(self, name: str) -> None:
-        """Refuse all its keys, until `set_tenant` says otherwise. Raises `UnknownTenant`."""
+        Raises `UnknownTenant`, and what `change` does.
+        """
         with self._database.writing() as connection:
             found = find_tenant(connection, name, for_update=True)
-            rewrite(connection, tenants, {**found, "disabled": True})
+            changed = change(tenant_of(found))
+            rewrite(connection, tenants, {**found, **tenant_columns(changed)})
         self._principals.forget()
+        return changed
 
     def tenant(self, name: str) -> Tenant:
         """Raises `UnknownTenant`."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefix_store.backup import back_up
-from prefix_store.errors import CorruptPrefix, CorruptRecord, UnknownTask, UnknownVersion
+from prefix_store.errors import CorruptPrefix, CorruptRecord, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.files import StoredFile
 from prefix_store.home import Home
 from prefix_store.names import file_key
@@ -68,7 +68,10 @@ class Upkeep:
         return [damage for damage in self.verify_each() if damage is not None]
 
     def verify_each(self) -> Iterator[Damage | None]:
-        """`verify` one version at a time, so that the caller may pause between them: None for one that is whole."""
+        """`verify` one version at a time, so that the caller may pause between them: None for one that is whole.
+
+        One that cannot be read or quarantined though the store can be reached is told as damage, and the others follow.
+        """
         yield from self._damaged_records()
         for tenant, task_id, version in self._registry.all_versions():
             yield self._verify(tenant, task_id, version)
@@ -116,6 +119,14 @@ class Upkeep:
         return damage + [Damage("registry", problem) for problem in self._database.problems()]
 
     def _verify(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
+        try:
+            return self._quarantine_if_damaged(tenant, task_id, version)
+        except (StoreUnavailable, CorruptRecord) as error:
+            self._blobs.ping()
+            self._database.ping()
+            return Damage(f"{tenant}/{task_id}/{version.version}", str(error))
+
+    def _quarantine_if_damaged(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
         if self._damaged_file(tenant, version) is None:
             return None
         with self._writing, suppress(UnknownTask, UnknownVersion):

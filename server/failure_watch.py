@@ -17,7 +17,7 @@ from prefix_store.tasks import Served
 MAX_FAILURES = 3
 WITHIN = 600.0  # seconds
 
-Version = tuple[str, str, int]  # tenant, task_id, version
+Version = tuple[str, str, int, str]  # tenant, task_id, version, and the file: numbers begin anew after a deletion
 
 
 class FailureWatch:
@@ -29,7 +29,7 @@ class FailureWatch:
 
     def note(self, served: Served) -> bool:
         """Count a failed row of this version. True when it is one too many; the version then starts anew."""
-        version = (served.tenant, served.task_id, served.version)
+        version = (served.tenant, served.task_id, served.version, served.prefix.revision)
         now = self._clock()
         failed_at = self._failed_at.setdefault(version, deque())
         failed_at.append(now)

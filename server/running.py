@@ -115,7 +115,8 @@ async def _note_failure(services: Services, served: Served | None) -> None:
     if served is not None and services.failures.note(served):
         reason = f"{MAX_FAILURES} of its rows failed within {WITHIN / 60:g} minutes"
         services.log.error("quarantined", tenant=served.tenant, task_id=served.task_id, version=served.version)
+        version = (served.tenant, served.task_id, served.version)
         try:
-            await services.write(services.store.quarantine, served.tenant, served.task_id, served.version, reason)
+            await services.write(services.store.quarantine, *version, reason, served.prefix.revision)
         except StoreError as error:  # it was deleted meanwhile, or the disk is full: the row has failed all the same
             services.log.warning("not_quarantined", reason=str(error))

@@ -145,13 +145,11 @@ def _back_up(administration: Administration, path: Path) -> int:
 
 
 def _set_tenant(administration: Administration, name: str, patch: TenantPatch) -> Tenant:
-    tenants = administration.store.tenants
-    tenant = tenants.tenant(name)
     given: dict[str, Any] = patch.model_dump(exclude_none=True, exclude={"limits"})
     limits = {} if patch.limits is None else patch.limits.model_dump(exclude_unset=True)
-    changed = replace(tenant, **given, limits=replace(tenant.limits, **limits))
-    tenants.set_tenant(changed)
-    return changed
+    return administration.store.tenants.change_tenant(
+        name, lambda tenant: replace(tenant, **given, limits=replace(tenant.limits, **limits))
+    )
 
 
 def _moment(text: str) -> datetime:

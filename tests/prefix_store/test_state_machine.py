@@ -210,24 +210,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ what an operator does
 
-    @rule(tenant=tenants, task_id=task_ids, number=numbers, is_bad=st.booleans())
-    def quarantine_or_release(self, tenant: str, task_id: str, number: int, is_bad: bool) -> None:
+    @rule(tenant=tenants, task_id=task_ids, number=numbers)
+    def quarantine(self, tenant: str, task_id: str, number: int) -> None:
         task = self.tasks.get((tenant, task_id))
         expected = _first(
             (UnknownTask, task is None), (UnknownVersion, task is not None and number > len(task.versions))
         )
-        change = (
-            (lambda: self.store.quarantine(tenant, task_id, number, "it fails"))
-            if is_bad
-            else (lambda: self.store.release(tenant, task_id, number))
-        )
-        if self._attempt(expected, change):
-            self.tasks[tenant, task_id].versions[number - 1].quarantined = is_bad
+        if self._attempt(expected, lambda: self.store.quarantine(tenant, task_id, number, "it fails")):
+            self.tasks[tenant, task_id].versions[number - 1].quarantined = True
 
     @rule(tenant=tenants, max_tasks=st.integers(0, 2), max_prefixes=st.integers(0, 5))
     def limit(self, tenant: str, max_tasks: int, max_prefixes: int) -> None:
         self.limits[tenant] = TenantLimits(max_tasks=max_tasks, max_bytes=max_prefixes * len(NATIVES[0]))
-        self.store.tenants.set_tenant(Tenant(name=tenant, limits=self.limits[tenant]))
+        self.store.tenants.change_tenant(tenant, lambda _: Tenant(name=tenant, limits=self.limits[tenant]))
 
     @rule()
     def collect_garbage(self) -> None:

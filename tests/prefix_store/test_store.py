@@ -376,6 +376,22 @@ def test_a_commit_that_did_not_happen_leaves_no_file_behind_once_writing_works_a
     assert home.files() == {key_of(store, "clerk")}
 
 
+def test_files_of_an_uncertain_commit_are_kept_until_one_is_certain(
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a log holds whose sync failed is not seen yet, and is there after the next start."""
+    with monkeypatch.context() as fault:
+        fault.setattr(store._registry, "publish", FailingCommit(lambda *arguments, **keywords: None))
+        with pytest.raises(StoreUnavailable):
+            publish(store, "poet", seed=1)
+    (uncertain,) = home.files()
+    with pytest.raises(PreconditionFailed):
+        publish(store, "clerk", seed=2, if_match="*")
+    assert home.files() == {uncertain}, "and of the write that was refused nothing is left"
+    publish(store, "clerk", seed=2)
+    assert home.files() == {key_of(store, "clerk")}
+
+
 @in_a_directory
 def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)

@@ -2,9 +2,12 @@
 
 import hmac
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 from sqlalchemy import event
@@ -58,22 +61,41 @@ def registry(database: Database, clock: Clock) -> TenantRegistry:
     return opened
 
 
+def disable(registry: TenantRegistry, name: str) -> None:
+    registry.change_tenant(name, lambda tenant: replace(tenant, disabled=True))
+
+
 def test_a_tenant_is_read_as_it_was_written(registry: TenantRegistry) -> None:
     registry.add_tenant(Tenant(name="Zeta", weight=3))
     assert registry.tenant("acme") == ACME
     assert registry.tenants() == [Tenant(name="Zeta", weight=3), ACME]
-    registry.set_tenant(replace(ACME, weight=5.0))
+    assert registry.change_tenant("acme", lambda tenant: replace(tenant, weight=5.0)).weight == 5.0
     assert registry.tenant("acme").weight == 5.0
 
 
 def test_tenants_have_names_of_their_own(registry: TenantRegistry) -> None:
     with pytest.raises(TenantExists):
         registry.add_tenant(ACME)
-    for ask in (registry.tenant, registry.disable, lambda name: registry.create_key(name, {Scope.TASKS})):
+    for ask in (registry.tenant, partial(disable, registry), lambda name: registry.create_key(name, {Scope.TASKS})):
         with pytest.raises(UnknownTenant):
             ask("nobody")
-    with pytest.raises(UnknownTenant):
-        registry.set_tenant(Tenant(name="nobody"))
+
+
+def test_two_changes_of_a_tenant_at_once_are_both_kept(registry: TenantRegistry) -> None:
+    in_first, may_end = Event(), Event()
+
+    def slowly(tenant: Tenant) -> Tenant:
+        in_first.set()
+        may_end.wait(20)
+        return replace(tenant, weight=5.0)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(registry.change_tenant, "acme", slowly)
+        in_first.wait(20)
+        second = pool.submit(disable, registry, "acme")
+        may_end.set()
+        first.result(), second.result()
+    assert registry.tenant("acme") == replace(ACME, weight=5.0, disabled=True)
 
 
 def test_a_key_proves_its_tenant_and_opens_its_scopes(registry: TenantRegistry) -> None:
@@ -106,7 +128,7 @@ def test_whether_there_ever_was_a_key_is_remembered_after_the_last_is_revoked(re
 def test_every_key_that_is_not_good_is_refused_in_the_same_words(registry: TenantRegistry, clock: Clock) -> None:
     registry.add_tenant(Tenant(name="gone"))
     _, disabled = registry.create_key("gone", {Scope.GENERATE})
-    registry.disable("gone")
+    disable(registry, "gone")
     revoked_key, revoked = registry.create_key("acme", {Scope.GENERATE})
     registry.revoke_key(revoked_key.key_id)
     _, expired = registry.create_key("acme", {Scope.GENERATE}, expires_at=clock.now())
@@ -205,12 +227,12 @@ def test_a_key_dies_at_its_moment_remembered_or_not(registry: TenantRegistry, cl
 def test_a_tenants_new_limits_hold_at_once(registry: TenantRegistry) -> None:
     _, secret = registry.create_key("acme", {Scope.GENERATE})
     authenticate(registry, secret)
-    registry.set_tenant(replace(ACME, limits=TenantLimits(max_tasks=1)))
+    registry.change_tenant("acme", lambda tenant: replace(tenant, limits=TenantLimits(max_tasks=1)))
     assert authenticate(registry, secret).limits.max_tasks == 1
-    registry.disable("acme")
+    disable(registry, "acme")
     with pytest.raises(Unauthorized):
         authenticate(registry, secret)
-    registry.set_tenant(ACME)
+    registry.change_tenant("acme", lambda _: ACME)
     assert authenticate(registry, secret).tenant == "acme"
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from prefix_store.backup import restore
-from prefix_store.errors import CorruptPrefix, CorruptRecord, Quarantined, StoreUnavailable
+from prefix_store.blobs import DirectoryBlobs
+from prefix_store.errors import CorruptPrefix, CorruptRecord, Quarantined, StoreUnavailable, UnknownVersion
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from tests.prefix_store.homes import DirectoryHome, Home, flip_a_bit, in_a_directory, key_of
-from tests.prefix_store.support import BACKBONE, keys_and_values, publish
+from tests.prefix_store.support import BACKBONE, keys_and_values, native_file, publish
 
 
 def test_a_sound_store_has_no_damage(store: PrefixStore) -> None:
@@ -58,7 +59,7 @@ def test_the_same_bytes_repair_a_version_and_release_it(store: PrefixStore, home
     assert store.upkeep.verify() == []
 
 
-def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: PrefixStore) -> None:
+def test_a_quarantined_version_is_served_no_more_until_it_is_uploaded_again(store: PrefixStore) -> None:
     publish(store, seed=1)
     publish(store, seed=2)
     store.get("default", "poet")
@@ -70,8 +71,65 @@ def test_a_quarantined_version_is_served_no_more_until_it_is_released(store: Pre
     assert store.get("default", "poet").version == 1
     with pytest.raises(Quarantined):
         store.patch("default", "poet", version=2)
-    store.release("default", "poet", 2)
+    publish(store, seed=2, serve=False)
     assert store.patch("default", "poet", version=2).served_version == 2
+
+
+def test_a_version_compiled_to_something_else_by_now_is_not_released_but_followed_by_a_new_one(
+    store: PrefixStore, home: Home
+) -> None:
+    """Its upload cannot repair its native file any more."""
+    text = {"upload": b"a text", "kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
+    store.publish("default", "poet", native=native_file(1), **text)
+    assert store.publish("default", "poet", native=native_file(2), **text).version.version == 1
+    flip_a_bit(home, key_of(store))
+    assert len(store.upkeep.verify()) == 1
+    published = store.publish("default", "poet", native=native_file(2), **text)
+    assert (published.version.version, published.changed) == (2, True)
+    assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(2))
+    assert store.publish("default", "poet", native=native_file(3), **text).version.version == 2
+    assert [version.quarantined is None for version in store.task("default", "poet").versions] == [False, True]
+
+
+def test_a_version_uploaded_anew_under_its_number_is_not_quarantined_for_the_one_before(store: PrefixStore) -> None:
+    publish(store, seed=1)
+    failing = store.get("default", "poet")
+    store.delete("default", "poet")
+    publish(store, seed=2)
+    with pytest.raises(UnknownVersion):
+        store.quarantine("default", "poet", 1, "it fails", failing.prefix.revision)
+    sound = store.get("default", "poet")
+    store.quarantine("default", "poet", 1, "it fails", sound.prefix.revision)
+    with pytest.raises(Quarantined):
+        store.get("default", "poet")
+
+
+@in_a_directory
+def test_a_file_that_cannot_be_read_does_not_keep_the_others_from_being_looked_at(
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, task_id in enumerate(("clerk", "poet", "zoo")):
+        publish(store, task_id, seed=seed)
+    flip_a_bit(home, key_of(store, "zoo"))
+    unreadable = key_of(store, "clerk").rpartition("/")[2]
+    read = DirectoryBlobs.read
+
+    def fail(blobs: DirectoryBlobs, tenant: str, name: str) -> bytes:
+        if name == unreadable:
+            raise StoreUnavailable("input/output error")
+        return read(blobs, tenant, name)
+
+    monkeypatch.setattr(DirectoryBlobs, "read", fail)
+    found = store.upkeep.verify()
+    assert [damage.where for damage in found] == ["default/clerk/1", "default/zoo/1"]
+    assert found[0].what == "input/output error"
+    monkeypatch.setattr(DirectoryBlobs, "ping", lambda blobs: fail(blobs, "", unreadable))
+    with pytest.raises(StoreUnavailable):  # nothing can be read: that says nothing of a version
+        store.upkeep.verify()
+    monkeypatch.undo()
+    assert store.get("default", "clerk").version == 1, "it may be read again, and is not out of service"
+    with pytest.raises(Quarantined):
+        store.get("default", "zoo")
 
 
 def test_a_quarantine_outlives_the_process(store: PrefixStore, home: Home) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -408,7 +409,7 @@ def test_a_key_that_is_refused_when_it_is_looked_up_again_is_refused_from_then_o
     async def ask() -> None:
         await access.principal(header)
         with contextlib.closing(Database(sqlite_url(tmp_path / "registry.sqlite3"))) as elsewhere:
-            TenantRegistry(elsewhere).disable("acme")
+            TenantRegistry(elsewhere).change_tenant("acme", lambda tenant: replace(tenant, disabled=True))
         now[0] += MAX_SECONDS * 0.6
         assert access.known_principal(header) is not None
         await asyncio.wait(access._lookups.values())

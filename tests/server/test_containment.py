@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from prefix_store.prefix import Prefix
 from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant
@@ -15,8 +17,8 @@ Start = Callable[..., Running]
 FAILING, RAISING = "\x07", "\x06"  # the hand-written engine fails a row at these tokens
 
 
-def served(version: int) -> Served:
-    prefix: Prefix = None  # type: ignore[assignment]
+def served(version: int, revision: str = "aa") -> Served:
+    prefix = Prefix(torch.zeros(1, 2, 1, 1, 1), revision, "prefix", {})
     return Served("acme", "poet", version, prefix, TaskConfig())
 
 
@@ -26,6 +28,7 @@ def test_three_failures_within_ten_minutes_are_too_many() -> None:
     assert [watch.note(served(1)), watch.note(served(2)), watch.note(served(1))] == [False, False, False]
     now[0] = 601
     assert [watch.note(served(1)), watch.note(served(1))] == [False, False]
+    assert not watch.note(served(1, revision="bb")), "deleted and uploaded anew: another version"
     assert watch.note(served(1))
     assert not watch.note(served(1))
 
