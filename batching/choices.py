@@ -64,17 +64,18 @@ class TokenChooser:
         tokens = own_logprobs(logits, token_ids, [row.params.logprobs for row in rows])
         choices = []
         for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
-            for row in sequence.rows:
-                row.output_token_ids.append(token_id)
             output_token_ids = sequence.rows[0].output_token_ids
             reason = None
             if token_id == self._eos_token_id:
                 reason = FinishReason.STOP
-            elif len(output_token_ids) == _params(sequence).max_new_tokens:
+            elif len(output_token_ids) + 1 == _params(sequence).max_new_tokens:
                 reason = FinishReason.LENGTH
             elif sequence.constraint is not None:
-                sequence.constraint.follow(output_token_ids)
+                sequence.constraint.follow([*output_token_ids, token_id])
             choices.append(Choice(len(sequence.rows), (token_id,), () if token is None else (token,), reason))
+        for sequence, token_id in zip(sequences, token_ids, strict=True):  # behind all that may raise and be run again
+            for row in sequence.rows:
+                row.output_token_ids.append(token_id)
         return choices
 
     def _search(self, sequence: Sequence, logits: Tensor) -> Choice:

@@ -5,6 +5,7 @@ All that the server sees of batching. Used from one thread. Knows nothing of asy
 
 import secrets
 import time
+from functools import partial
 
 import torch
 
@@ -185,12 +186,17 @@ class Engine:
             if sequence.request.request_id not in self._sequences:
                 continue
             is_first_row, completes_row = row is sequence.rows[0], step.completes_row and sequence not in held
-            if is_first_row:
-                self._read_prompt_logprobs(step, [computed[each] for each in sequence.rows])
+            if is_first_row and _tells_of_its_prompt(step):
+                (told,) = run_contained(partial(self._read_prompt, computed), [step])
+                if isinstance(told, Failure):
+                    outputs.append(self._fail(sequence, told.reason))
+                    continue
+                if told is not None:
+                    self._forget(sequence)
+                    outputs.append(told)
+                    continue
             row.num_cached += step.num_new_tokens - (sequence in held)
-            if completes_row and isinstance(sequence.request, Compile):
-                outputs.append(self._answer_compile(sequence))
-            elif completes_row and is_first_row:
+            if completes_row and is_first_row:
                 completed.append(sequence)
         return outputs + self._choose_tokens(completed, computed)
 
@@ -227,15 +233,27 @@ class Engine:
         return [
             self._report_without_tokens(sequence)
             for sequence in admitted
-            if isinstance(sequence.request, Request) and sequence.request.request_id not in reported
+            if sequence.request.request_id not in reported
         ]
 
-    def _read_prompt_logprobs(self, step: RowStep, results: list[RowLogits]) -> None:
+    def _read_prompt(self, computed: dict[Row, RowLogits], steps: list[RowStep]) -> list[Compiled | None]:
+        """What each step's prompt became in the cache, for who asked for that; for others the log-probabilities of its
+        tokens are kept."""
+        told: list[Compiled | None] = []
+        for step in steps:
+            sequence, request = step.sequence, step.sequence.request
+            if isinstance(request, Compile):
+                past_key_values = self.cache.read(sequence.slots[0], sequence.num_prompt_tokens)
+                told.append(Compiled(request.request_id, past_key_values))
+            else:
+                self._read_prompt_logprobs(step, request, computed)
+                told.append(None)
+        return told
+
+    def _read_prompt_logprobs(self, step: RowStep, request: Request, computed: dict[Row, RowLogits]) -> None:
         """Keep the log-probability of each prompt token that the logits foretell: those of the step, and of the steps
         that the sequence's other rows take with it."""
-        request = step.sequence.request
-        if not (isinstance(request, Request) and request.sampling_params.prompt_logprobs) or step.is_decode:
-            return
+        results = [computed[row] for row in step.sequence.rows]
         num_read = step.row.num_cached - step.row.num_virtual_tokens
         foretold = list(request.prompt_token_ids[num_read + 1 : num_read + 1 + step.num_new_tokens])
         num_top: int | None = request.sampling_params.logprobs or 0
@@ -244,11 +262,6 @@ class Engine:
             logits = mixed(step.sequence, [result.own[start : start + len(piece)] for result in results])
             tokens = own_logprobs(logits, piece, [num_top] * len(piece))
             step.sequence.prompt_logprobs += [token for token in tokens if token is not None]
-
-    def _answer_compile(self, sequence: Sequence) -> Compiled:
-        past_key_values = self.cache.read(sequence.slots[0], sequence.num_prompt_tokens)
-        self._forget(sequence)
-        return Compiled(sequence.request.request_id, past_key_values)
 
     def _report(self, sequence: Sequence, choice: Choice) -> StepOutput:
         prompt_logprobs, sequence.prompt_logprobs = tuple(sequence.prompt_logprobs), []
@@ -292,7 +305,7 @@ class Engine:
         """End a sequence that has no more tokens to say: it failed, or nobody waits for it."""
         self._forget(sequence)
         if isinstance(sequence.request, Compile):
-            return Compiled(sequence.request.request_id, error=error)
+            return Compiled(sequence.request.request_id, error=error, is_finite=not_finite_row is None)
         return self._report_without_tokens(sequence, reason, error, not_finite_row)
 
     def _forget(self, sequence: Sequence) -> None:
@@ -308,6 +321,14 @@ class Engine:
             num_free_slots=self.num_free_slots,
             seconds=seconds,
         )
+
+
+def _tells_of_its_prompt(step: RowStep) -> bool:
+    """Whether more is to be read from the step than the next token."""
+    request = step.sequence.request
+    if isinstance(request, Compile):
+        return step.completes_row
+    return request.sampling_params.prompt_logprobs and not step.is_decode
 
 
 def _step_row(step: RowStep) -> StepRow:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prefix_store.prefix import BackboneShape
 
 MAX_DEFAULT_NUM_SLOTS = 64
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def choose_num_slots(
@@ -45,9 +46,12 @@ def _free_host_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     sizes = dict(line.split(":") for line in meminfo.read_text().splitlines())
     available = int(sizes["MemAvailable"].split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = CGROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        available = min(available, int(most) - int(used.read_text()))
+        used = int((CGROUP / "memory.current").read_text())
+        kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(kinds["inactive_file"])  # pages of files, a model's say, that are given up when memory is asked for
+        available = min(available, int(most) - used)
     return available
 
 

@@ -223,18 +223,18 @@ class StepOutput(NamedTuple):
     first_step: int = 0
     admitted_at: float = 0.0
 
-    @property
-    def is_finite(self) -> bool:
-        return self.not_finite_row is None
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compiled:
-    """The answer to `Compile`: `past_key_values` `[n_layer, 2, T, n_head, head_dim]` on the CPU, or an error."""
+    """The answer to `Compile`: `past_key_values` `[n_layer, 2, T, n_head, head_dim]` on the CPU, or an error.
+
+    `is_finite`: false where the error is what was to be compiled: infinite numbers, or NaN, came of it.
+    """
 
     request_id: str
     past_key_values: Tensor | None = None
     error: str | None = None
+    is_finite: bool = True
 
 
 class StepRow(NamedTuple):

@@ -2,8 +2,9 @@
 
 The caller's mistakes: `InvalidPrefix`, `InvalidTaskId`, `UnknownTask`, `UnknownVersion`, `StaleVersion`,
 `PreconditionFailed`, `QuotaExceeded`, `Unauthorized`, and `PublicNameTaken`, `InvalidTenant`, `UnknownTenant`,
-`TenantExists` and `UnknownKey` of an operator. The machine's: `OutOfSpace`, `StoreUnavailable`, `CorruptPrefix`,
-`CorruptRecord`, `Quarantined`, `NameTaken`, and at opening `StoreInUse`, `UnsuitablePlace` and `SchemaTooNew`.
+`TenantExists` and `UnknownKey` of an operator. The machine's: `OutOfSpace`, `StoreUnavailable`, `CommitUncertain`,
+`CorruptPrefix`, `CorruptRecord`, `Quarantined`, `NameTaken`, and at opening `StoreInUse`, `UnsuitablePlace` and
+`SchemaTooNew`.
 """
 
 MAX_SHOWN = 64

@@ -1,7 +1,7 @@
 """The JSON bodies of the operator's routes, read and written. Knows nothing of what they do."""
 
 from collections.abc import Iterable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -51,8 +51,8 @@ class KeyBody(Closed):
     def _is_moment(cls, text: str | None) -> str | None:
         if text is not None:
             try:
-                datetime.fromisoformat(text)
-            except ValueError:
+                datetime.fromisoformat(text).astimezone(UTC)
+            except (ValueError, OverflowError):  # the latter at the calendar's ends
                 raise ValueError("expected a moment such as 2030-01-31T12:00:00+00:00") from None
         return text
 

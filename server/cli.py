@@ -99,6 +99,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         http=partial(  # type: ignore[arg-type]
             DeadlineProtocol,
             header_timeout=settings.header_timeout,
+            reader_timeout=settings.reader_stall_timeout,
             refuse=RefusalAtOnce(app, app.state.admission),
         ),
         ws="none",

@@ -171,7 +171,7 @@ def main() -> None:
     channel = Channel(sock)
     try:
         engine = start(channel, int(sys.argv[2]))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         channel.send(StartFailure(str(error)))
         sys.exit(1)
     gc.freeze()  # what was loaded stays: looking through it now and then held every row up

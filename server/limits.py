@@ -67,11 +67,14 @@ class Limits:
         uploads.take(1, self._clock())
 
     def charge(self, principal: Principal, num_prompt_tokens: int, num_generated_tokens: int) -> None:
-        """Take what a row has cost, however it ended."""
-        per_minute = principal.limits.tokens_per_minute
-        if per_minute is not None:
+        """Take what a row has cost, however it ended, from what the tenant has by now: its limit may be another one.
+
+        A beam search says nothing before its end: one that is cut off has cost its prompt.
+        """
+        bucket = self._buckets.get((principal.tenant, "tokens"))
+        if bucket is not None:
             cost = PROMPT_TOKEN_WEIGHT * num_prompt_tokens + GENERATED_TOKEN_WEIGHT * num_generated_tokens
-            self._bucket(principal, "tokens", per_minute, per_minute).take(cost, self._clock())
+            bucket.take(cost, self._clock())
 
     def _expect(self, bucket: Bucket, amount: float, limit: str) -> None:
         seconds = bucket.seconds_until(amount, self._clock())

@@ -4,13 +4,17 @@ Knows bytes, timers and where requests begin and end. Knows nothing of routes.
 
 A request's head is parsed once it is whole, and not before the request in front of it was answered. A connection is
 closed when a head does not come in time, from its first byte or from the connection's beginning, and when a request
-that was answered before its body came keeps sending it.
+that was answered before its body came keeps sending it. It is cut where its reader takes nothing of what was written.
 """
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import re
+import termios
 import time
+from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -47,9 +51,12 @@ class OneWrite:
     Where nothing follows at once the head goes out alone.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, close: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._close = close
         self._head: bytes | None = None
         self._has_begun = False
 
@@ -62,7 +69,7 @@ class OneWrite:
 
     def close(self) -> None:
         self.flush()
-        self._transport.close()
+        self._close()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -80,12 +87,17 @@ class OneWrite:
 class DeadlineProtocol(HttpToolsProtocol):
     """Made by uvicorn, one for each connection, with two things beside its own arguments.
 
-    `header_timeout` is in seconds. `refuse` is shown each request's head, and may answer it before the application.
+    `header_timeout` is in seconds, and so is `reader_timeout`: within which a reader must take some of what waits for
+    it. `refuse` is shown each request's head, and may answer it before the application.
     """
 
-    def __init__(self, *arguments: Any, header_timeout: float, refuse: Refuse, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, header_timeout: float, reader_timeout: float, refuse: Refuse, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._header_timeout = header_timeout
+        self._reader_timeout = reader_timeout
+        self._next_look: asyncio.TimerHandle | None = None  # at what the reader has taken
         self._refuse_by_head = refuse
         self._may_refuse_by_head = False
         self._deadline: asyncio.TimerHandle | None = None
@@ -99,7 +111,21 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._forget_reader()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reader()
+        if self.transport.is_closing():
+            self._watch_reader()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -134,7 +160,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._read()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        cycle.transport = self._answer = OneWrite(self.transport, self.loop)  # type: ignore[assignment]
+        cycle.transport = self._answer = OneWrite(self.transport, self.loop, self._close)  # type: ignore[assignment]
         if self._may_refuse_by_head and not self.flow.write_paused:
             # Once for what has come: of many requests in one piece the others wait for a turn of their own.
             self._may_refuse_by_head = False
@@ -157,7 +183,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         cycle.on_response = lambda: None  # as uvicorn does at the end: it holds this protocol, which holds it
         if is_last:
-            self.transport.close()
+            self._close()
         super().on_response_complete()
 
     @property
@@ -242,20 +268,53 @@ class DeadlineProtocol(HttpToolsProtocol):
         body = json.dumps({"error": reason, "error_type": ERROR_TYPES[status]}).encode()
         head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
-        self.transport.close()
+        self._close()
 
     def _set_deadline(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self._header_timeout, self._close)
+            self._deadline = self.loop.call_later(self._header_timeout, self._cut)
 
     def _clear_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _close(self) -> None:
+    def _cut(self) -> None:
         self._deadline = None
         self.transport.abort()
+
+    def _close(self) -> None:
+        """Once what was written has been read, which is not waited for for ever."""
+        if not self.transport.is_closing():
+            self.transport.close()
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        if self._next_look is None and self.transport.get_write_buffer_size() > 0:
+            self._next_look = self.loop.call_later(self._reader_timeout, self._look_at_reader, self._num_untaken_bytes)
+
+    @property
+    def _num_untaken_bytes(self) -> int:
+        """That were written, and that the reader's machine has not acknowledged: here, and in the system's buffer.
+
+        The latter asks for more only when a third of it is free, which a slow reader needs a minute for.
+        """
+        in_kernel = array("i", [0])
+        with contextlib.suppress(OSError):  # no Linux: what waits here must do
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
+        return self.transport.get_write_buffer_size() + in_kernel[0]
+
+    def _forget_reader(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
+
+    def _look_at_reader(self, num_untaken_before: int) -> None:
+        self._next_look = None
+        if self._num_untaken_bytes >= num_untaken_before:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
 
 async def _unchunked(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:

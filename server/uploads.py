@@ -13,7 +13,7 @@ from prefix_store.prefix import Prefix, PromptEmbeddings
 from prefix_store.tasks import Published
 from server.caller import Caller
 from server.engine_messages import Letter
-from server.errors import InvalidValue
+from server.errors import GenerationFailed, InvalidValue
 from server.generation import tokenize
 from server.rows import Row
 from server.running import Patience
@@ -82,9 +82,9 @@ async def try_out(services: Services, caller: Caller, candidate: Candidate) -> N
 
     def read(output: Letter) -> bool:
         assert isinstance(output, StepOutput), "an answer to Compile in a request's mailbox"
-        if output.error is not None:
+        if output.not_finite_row is not None:
             raise InvalidValue(f"the prefix does not run on this backbone: {output.error}")
-        row.read(output)
+        row.read(output)  # what else has failed is not the file's fault
         return row.finish_reason is not None
 
     with services.engine.submitted(request, read=read, max_queued=caller.principal.limits.max_queued) as mailbox:
@@ -118,20 +118,20 @@ async def _compile(
     services: Services, caller: Caller, work: Compile, upload: bytes, kind: str, backbone_checked: bool
 ) -> Candidate:
     services.engine.check(work)
-    compiled: Letter | None = None
+    compiled: Compiled | None = None
 
     def read(answer: Letter) -> bool:
         nonlocal compiled
-        compiled = answer
-        return True
+        compiled = answer if isinstance(answer, Compiled) else None  # else it has only got its slot
+        return compiled is not None
 
     with services.engine.submitted(work, read=read, max_queued=caller.principal.limits.max_queued) as mailbox:
         patience = Patience(services, mailbox)
         while compiled is None:
             await patience.wait()
-    assert isinstance(compiled, Compiled), "a step's output in the mailbox of a Compile"
     if compiled.past_key_values is None:
-        raise InvalidValue(f"the backbone could not compile it: {compiled.error}")
+        error = GenerationFailed if compiled.is_finite else InvalidValue
+        raise error(f"the backbone could not compile it: {compiled.error}")
     spec = services.backbone.spec
     metadata = {"backbone": spec.fingerprint, "kind": kind}
     native = await asyncio.to_thread(dump, compiled.past_key_values, metadata)

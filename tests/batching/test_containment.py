@@ -2,14 +2,18 @@
 
 import gc
 import weakref
+from dataclasses import replace
+from math import inf
 
+import numpy as np
 import pytest
 import torch
 
+from batching import engine as engine_module
 from batching.containment import Failure, run_contained
-from batching.types import FinishReason
+from batching.types import Compile, FinishReason
 from tests.batching.poison import KINDS, MATES, MODEL, alone, is_same, poison_many
-from tests.batching.support import make_engine, run
+from tests.batching.support import ask, make_engine, make_prompt, run, tokens
 
 
 def double(items: list[int]) -> list[int]:
@@ -67,3 +71,63 @@ def test_when_every_pass_raises_all_rows_fail_and_the_next_ones_are_served():
         assert [output.finish_reason for output in outputs] == [FinishReason.ERROR]
     engine._runner.execute = execute
     assert all(map(is_same, alone("float32")[:6], run(engine, MATES[:6])))
+
+
+@pytest.mark.parametrize("what", ["log-probabilities of a prompt", "a compiled prompt"])
+def test_there_being_no_memory_to_tell_of_one_prompt_is_no_other_rows_end(what, monkeypatch):
+    is_compile = what == "a compiled prompt"
+    engine = make_engine(MODEL)
+    text = make_prompt(70)
+    culprit = Compile("culprit", "default", token_ids=text) if is_compile else ask(text, prompt_logprobs=True)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    if is_compile:
+        monkeypatch.setattr(engine.cache, "read", fail)
+    else:
+        monkeypatch.setattr(engine_module, "own_logprobs", fail)
+    for request in (*MATES[:6], culprit):
+        engine.add_request(request)
+    told: dict[str, list] = {request.request_id: [] for request in (*MATES[:6], culprit)}
+    while engine.has_work:
+        for output in engine.step():
+            told[output.request_id].append(output)
+    assert "no room" in told.pop(culprit.request_id)[-1].error
+    assert all(map(is_same, alone("float32")[:6], told.values()))
+    assert engine.num_free_slots == 8
+    monkeypatch.undo()
+    assert all(map(is_same, alone("float32")[:6], run(engine, MATES[:6])))
+
+
+def test_a_row_whose_constraint_cannot_be_followed_has_its_mates_choose_once():
+    """The halves of a batch that failed are run again: nothing of the first run may be left in their rows."""
+
+    class Constraint:
+        """Allows everything. `num_refusals` times it cannot work out what comes next."""
+
+        is_ready = True
+
+        def __init__(self, num_refusals: float) -> None:
+            self.num_refusals = num_refusals
+            self.followed: list[int] = []
+
+        def allowed(self) -> np.ndarray:
+            return np.full((engine.backbone.vocab_size + 7) // 8, 255, np.uint8)
+
+        def follow(self, output_token_ids) -> None:
+            if self.num_refusals > 0:
+                self.num_refusals -= 1
+                raise RuntimeError("can't start new thread")
+            self.followed = list(output_token_ids)
+
+    constraints = [Constraint(0), Constraint(1), Constraint(inf)]
+    engine = make_engine(MODEL)
+    engine._constrain = lambda constraint, _: constraints[constraint]
+    plain = [ask(make_prompt(9, seed=i), max_new_tokens=8) for i in range(4)]
+    expected = [tokens(outputs) for outputs in run(make_engine(MODEL), plain)]
+    constrained = [replace(request, constraint=i) for i, request in enumerate(plain[1:])]
+    outputs = run(engine, [plain[0], *constrained])
+    assert [tokens(row) for row in outputs[:3]] == expected[:3]
+    assert outputs[3][-1].finish_reason is FinishReason.ERROR
+    assert [constraint.followed for constraint in constraints[:2]] == [list(row[:-1]) for row in expected[1:3]]

@@ -268,7 +268,7 @@ def test_a_row_whose_logits_are_not_finite_fails_alone_and_leaves_nothing() -> N
     failed, *outputs = run(engine, [culprit, *a_crowd()])
     assert sorted(told[2]) == [False, *[True] * (len(told[2]) - 1)]
     assert len(told[2]) > 1
-    assert (failed[-1].finish_reason, failed[-1].is_finite) == (FinishReason.ERROR, False)
+    assert (failed[-1].finish_reason, failed[-1].not_finite_row) == (FinishReason.ERROR, 0)
     assert [tokens(each) for each in outputs] == ALONE
     assert engine.cache.keys.isfinite().all()
     assert engine.cache.values.isfinite().all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from batching import kernels
 from batching.engine import Engine
 from batching.gpt2 import Backbone
-from batching.types import Compile, Compiled, ContextTooLong, FinishReason, RequestError
+from batching.types import Compile, Compiled, ContextTooLong, FinishReason, RequestError, StepOutput
 from prefix_store.prefix import Prefix
 from tests.batching import oracle
 from tests.batching.support import ask, make_engine, make_model, make_prefix, make_prompt, run, tokens
@@ -147,7 +147,7 @@ def test_a_row_whose_prefix_gives_non_finite_logits_fails_alone():
     assert failed.finish_reason is FinishReason.ERROR
     assert failed.error is not None
     assert "finite" in failed.error
-    assert not failed.is_finite
+    assert failed.not_finite_row == 0
     assert [tokens(row) for row in outputs[:-1]] == ALONE
     assert engine.cache.keys.isfinite().all()
     assert engine.cache.values.isfinite().all()
@@ -166,7 +166,7 @@ def test_a_row_that_makes_the_forward_raise_fails_alone():
     engine._runner.execute = fail_for_the_culprit  # type: ignore[method-assign]
     outputs = run(engine, [*a_crowd(), culprit])
     assert outputs[-1][-1].finish_reason is FinishReason.ERROR
-    assert outputs[-1][-1].is_finite
+    assert outputs[-1][-1].not_finite_row is None
     assert [tokens(row) for row in outputs[:-1]] == ALONE
     assert engine.num_free_slots == 8
 
@@ -266,6 +266,16 @@ def test_whatever_comes_and_goes_all_slots_are_free_at_the_end(arrivals):
     assert len(ends) == len(set(ends)) == len(arrivals), "every request ends once"
 
 
+def test_a_compile_tells_when_it_has_its_slot():
+    engine = make_engine(MODEL, 2)
+    engine.add_request(ask((1, 2), max_new_tokens=30, min_new_tokens=30))
+    engine.step()
+    engine.add_request(Compile("c", "default", token_ids=make_prompt(70)))  # read in pieces, beside the other
+    told = [output for _ in range(40) for output in engine.step() if output.request_id == "c"]
+    assert [type(output) for output in told] == [StepOutput, Compiled]
+    assert told[0].new_token_ids == ()
+
+
 def test_a_compile_that_is_not_finite_fails_and_leaves_nothing_in_its_slot():
     engine = make_engine(MODEL, 2)
     embeddings = torch.ones(20, SHAPE.n_embd)
@@ -275,6 +285,7 @@ def test_a_compile_that_is_not_finite_fails_and_leaves_nothing_in_its_slot():
     assert isinstance(compiled, Compiled)
     assert compiled.past_key_values is None
     assert compiled.error is not None
+    assert not compiled.is_finite
     assert engine.cache.keys.isfinite().all()
     assert engine.cache.values.isfinite().all()
 

@@ -154,7 +154,7 @@ def test_a_row_that_makes_the_forward_raise_fails_its_mixture_and_no_task_is_bla
     engine._runner.execute = fail_for_the_culprit
     *crowd, outputs = run(engine, [*a_crowd(), culprit])
     assert outputs[-1].finish_reason is FinishReason.ERROR
-    assert outputs[-1].is_finite
+    assert outputs[-1].not_finite_row is None
     assert [tokens(row) for row in crowd] == ALONE
     assert engine.num_free_slots == 9
 

@@ -109,6 +109,13 @@ def test_a_server_that_does_not_answer_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize("never", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "never"])
+def test_a_moment_that_no_calendar_has_is_422(start_guarded: Callable[..., Guarded], never: str) -> None:
+    body = {"tenant": "root", "scopes": ["tasks"], "expires_at": never}
+    answer = start_guarded(Tenant(name="root")).ask("root/operator", "POST", "/admin/keys", json=body)
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+
+
 def test_a_disabled_tenants_key_is_refused(start_guarded: Callable[..., Guarded]) -> None:
     house = start_guarded(Tenant(name="root"), Tenant(name="acme"))
     house.ask("root/operator", "PATCH", "/admin/tenants/acme", json={"disabled": True})

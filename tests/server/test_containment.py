@@ -7,11 +7,13 @@ from pathlib import Path
 
 import torch
 
+from batching.types import FinishReason, StepOutput
 from prefix_store.prefix import Prefix
 from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant
 from server.failure_watch import FailureWatch
 from tests.server.conftest import Guarded, Running, prefix_file
+from tests.server.fakes import EchoEngine, FakeRow
 
 Start = Callable[..., Running]
 FAILING, RAISING = "\x07", "\x06"  # the hand-written engine fails a row at these tokens
@@ -126,3 +128,16 @@ def test_changes_are_in_the_audit_log_with_who_and_when_and_no_secret(
     assert "private" not in text
     assert made["secret"] not in text
     assert not any(key in text for key in house.keys.values())
+
+
+def test_a_trial_run_that_fails_for_another_reason_is_not_told_as_the_files_fault(start: Start) -> None:
+    class NoRoom(EchoEngine):
+        def _advance(self, row: FakeRow) -> StepOutput:
+            self.running.remove(row)
+            request_id = row.request.request_id
+            return StepOutput(request_id, finish_reason=FinishReason.ERROR, error="OutOfMemoryError: no room")
+
+    server = start(NoRoom())
+    answer = server.http.put("/tasks/sound", content=prefix_file())
+    assert (answer.status_code, answer.json()["error_type"]) == (424, "generation")
+    assert server.http.get("/tasks/sound").status_code == 404

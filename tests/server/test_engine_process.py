@@ -17,7 +17,7 @@ import torch
 
 from prefix_store.prefix import Prefix
 from server.channel import HEADER, Channel, LoopChannel, packed
-from server.engine_messages import Drop, Keep, LoadBackbone
+from server.engine_messages import Allocate, Drop, Keep, LoadBackbone
 from server.engine_process import EngineProcess, EngineStartError
 from server.sent_prefixes import SentPrefixes
 from tests.child_processes import child_pids
@@ -88,6 +88,14 @@ def test_why_the_engine_did_not_start_is_told(tmp_path: Path) -> None:
     engine = EngineProcess()
     with pytest.raises(EngineStartError, match="no model could be read"):
         engine.load(LoadBackbone(str(tmp_path), "cpu", "float32"))
+    engine.end()
+
+
+def test_that_there_is_no_memory_for_so_many_slots_is_told(tiny_model: Path) -> None:
+    engine = EngineProcess()
+    engine.load(LoadBackbone(str(tiny_model), "cpu", "float32"))
+    with pytest.raises(EngineStartError, match="Lower --max-num-seqs or --max-model-len"):
+        engine.allocate(Allocate(10**9, None, has_reserve=False))
     engine.end()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -249,7 +250,37 @@ def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
         server.wait_for_open_rows(0)
         gate.open()
         assert server.engine.has_aborted.wait(20)
+        wait_until_connections_are(server, set())
         assert server.generate("ab")["generated_text"] == "ab"
+
+
+def test_a_reader_of_whole_answers_that_takes_nothing_is_cut_too_and_a_slow_one_is_not(start: Start) -> None:
+    server = start(reader_stall_timeout=0.4)
+    ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n"
+    asked = (ask + b"\r\n") * 99 + ask + b"connection: close\r\n\r\n"
+    size = len(server.http.get("/openapi.json").content)
+    idle = set(server.server.server_state.connections)
+    with socket.socket() as slow, socket.socket() as stalled:
+        for connection in (slow, stalled):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.sendall(asked)
+        received, ends_at = 0, time.monotonic() + 2
+        while time.monotonic() < ends_at:  # five times as long as a reader may take nothing
+            received += len(slow.recv(100_000))
+            time.sleep(0.02)
+        slow.settimeout(20)
+        while piece := slow.recv(1 << 20):
+            received += len(piece)
+        assert received > 100 * size
+        wait_until_connections_are(server, idle)
+
+
+def wait_until_connections_are(server: Running, expected: set[object]) -> None:
+    deadline = time.monotonic() + 20
+    while not set(server.server.server_state.connections) <= expected:
+        assert time.monotonic() < deadline, "a connection is kept for who does not read"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("fault", [Dies("device lost"), None], ids=["dies", "hangs"])

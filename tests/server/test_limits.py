@@ -90,6 +90,18 @@ def test_a_limit_of_nothing_is_never_and_a_changed_one_holds_at_once() -> None:
     limits.admit(principal(requests_per_minute=1))
 
 
+def test_what_old_limits_let_in_is_charged_to_the_new_one() -> None:
+    clock = Clock()
+    limits, before, now = Limits(clock), principal(tokens_per_minute=1_000), principal(tokens_per_minute=10)
+    limits.admit(before)
+    limits.admit(now)
+    limits.charge(before, num_prompt_tokens=10, num_generated_tokens=0)  # its row ends
+    with pytest.raises(RateLimited):
+        limits.admit(now)
+    limits.charge(principal("other"), num_prompt_tokens=10, num_generated_tokens=0)
+    limits.admit(principal("other", tokens_per_minute=1))
+
+
 def test_uploads_come_in_bursts_and_the_local_tenant_has_no_limit() -> None:
     clock = Clock()
     limits, acme = Limits(clock), principal(uploads_per_minute=60, upload_burst=3)

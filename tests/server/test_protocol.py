@@ -384,7 +384,7 @@ def test_a_head_goes_out_with_its_body_and_alone_where_nothing_follows_at_once()
     async def write(*pieces: bytes | None) -> list[bytes]:
         """None is a turn of the event loop."""
         written = Written()
-        answer = OneWrite(written, asyncio.get_running_loop())
+        answer = OneWrite(written, asyncio.get_running_loop(), written.close)
         for piece in pieces:
             if piece is None:
                 await asyncio.sleep(0)

@@ -58,7 +58,9 @@ def test_a_refusal_leaves_a_reader_that_does_not_read_to_the_application() -> No
     async def converse_with_full() -> None:
         nonlocal protocol
         config = uvicorn.Config(Application(), ws="none", lifespan="off", log_config=None, date_header=False)
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, refuse=refuse_posts)
+        protocol = DeadlineProtocol(
+            config, ServerState(), {}, header_timeout=10, reader_timeout=10, refuse=refuse_posts
+        )
         protocol.connection_made(wire)
         for _ in range(3):
             protocol.data_received(LENGTH + b"\r\nhello")
@@ -89,7 +91,9 @@ def test_a_connection_that_is_refused_all_the_time_is_neither_cut_nor_kept_for_e
         config = uvicorn.Config(
             Application(), ws="none", lifespan="off", log_config=None, date_header=False, timeout_keep_alive=1
         )
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=0.3, refuse=refuse_posts)
+        protocol = DeadlineProtocol(
+            config, ServerState(), {}, header_timeout=0.3, reader_timeout=10, refuse=refuse_posts
+        )
         protocol.connection_made(wire)
         post = POST + b"content-length: 0\r\n\r\n"
         protocol.data_received(post[:20])

@@ -71,6 +71,9 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         self._is_closing = True
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def pause_reading(self) -> None:
         pass
 
@@ -88,7 +91,7 @@ def converse(*pieces: bytes, is_hasty: bool = False, refuse: Refuse = refuse_non
 
     async def receive_all() -> None:
         config = uvicorn.Config(application, ws="none", lifespan="off", log_config=None, date_header=False)
-        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, refuse=refuse)
+        protocol = DeadlineProtocol(config, ServerState(), {}, header_timeout=10, reader_timeout=10, refuse=refuse)
         protocol.connection_made(wire)
         for piece in pieces:
             if not wire.is_closing():
