@@ -52,9 +52,14 @@ class TokenChooser:
 
         sampled = run_contained(sample_all, sampling)
         choices = dict(zip(sampling, sampled, strict=True))
-        for sequence in searching:  # one by one: a search that has taken its step cannot be run again
-            (choice,) = run_contained(search_all, [sequence])
-            choices[sequence] = choice
+        # One by one: what has taken its step cannot be run again.
+        for sequence in searching:
+            (choices[sequence],) = run_contained(search_all, [sequence])
+        for sequence in sampling:
+            choice = choices[sequence]
+            if sequence.constraint is not None and isinstance(choice, Choice) and choice.finish_reason is None:
+                (followed,) = run_contained(_follow_all, [sequence])
+                choices[sequence] = followed or choice
         return [choices[sequence] for sequence in sequences]
 
     def _sample(self, sequences: list[Sequence], logits: Tensor) -> list[Choice]:
@@ -64,18 +69,14 @@ class TokenChooser:
         tokens = own_logprobs(logits, token_ids, [row.params.logprobs for row in rows])
         choices = []
         for sequence, token_id, token in zip(sequences, token_ids, tokens, strict=True):
-            output_token_ids = sequence.rows[0].output_token_ids
+            for row in sequence.rows:
+                row.output_token_ids.append(token_id)
             reason = None
             if token_id == self._eos_token_id:
                 reason = FinishReason.STOP
-            elif len(output_token_ids) + 1 == _params(sequence).max_new_tokens:
+            elif len(sequence.rows[0].output_token_ids) == _params(sequence).max_new_tokens:
                 reason = FinishReason.LENGTH
-            elif sequence.constraint is not None:
-                sequence.constraint.follow([*output_token_ids, token_id])
             choices.append(Choice(len(sequence.rows), (token_id,), () if token is None else (token,), reason))
-        for sequence, token_id in zip(sequences, token_ids, strict=True):  # behind all that may raise and be run again
-            for row in sequence.rows:
-                row.output_token_ids.append(token_id)
         return choices
 
     def _search(self, sequence: Sequence, logits: Tensor) -> Choice:
@@ -103,6 +104,14 @@ def mixed(sequence: Sequence, logits: list[Tensor]) -> Tensor:
         return logits[0]
     assert isinstance(sequence.request, Request)
     return mixture(torch.stack(logits), [part.weight for part in sequence.request.mix])
+
+
+def _follow_all(sequences: list[Sequence]) -> list[None]:
+    """Tell constraints what their sequences have just said."""
+    for sequence in sequences:
+        assert sequence.constraint is not None
+        sequence.constraint.follow(sequence.rows[0].output_token_ids)
+    return [None] * len(sequences)
 
 
 def _params(sequence: Sequence) -> SamplingParams:

@@ -50,7 +50,8 @@ def _free_host_bytes() -> int:
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         used = int((CGROUP / "memory.current").read_text())
         kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used -= int(kinds["inactive_file"])  # pages of files, a model's say, that are given up when memory is asked for
+        # Pages of files, a model's say, are given up when memory is asked for.
+        used -= int(kinds.get("inactive_file", 0))
         available = min(available, int(most) - used)
     return available
 

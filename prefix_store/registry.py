@@ -282,7 +282,7 @@ class Registry:
             versions.c.backbone == upload.backbone,
             or_(in_service, versions.c.native_sha256 == upload.native_sha256),
         )
-        rows = connection.execute(of_task(tenant, task_id).where(of_use).order_by(versions.c.version))
+        rows = connection.execute(of_task(tenant, task_id).where(of_use).order_by(~in_service, versions.c.version))
         return next((row for row in rows if is_sound(versions, row._mapping)), None)
 
     def _whole_task(self, connection: Connection, task: AnyRow) -> Task:

@@ -271,14 +271,15 @@ class PrefixStore:
             try:
                 yield
             except CommitUncertain:
-                # What is served is what the registry says, once it can say. A version that needs the loose files may
-                # be there: the next write that is committed looks, for then it can say.
+                # What is served is what the registry says, once it can say. A version that needs the new files may be
+                # there, even where it is not seen before the next start: they are left to `sweep`.
                 self._pointers.drop((tenant, task_id))
+                self._loose &= before
                 raise
             except StoreError:
-                self._remove_loose_files(self._loose - before)
+                self._remove_loose_files()
                 raise
-            self._remove_loose_files(self._loose)
+            self._remove_loose_files()
 
     def _read_pointer(self, tenant: str, task_id: str) -> Pointer:
         return Pointer(*self._registry.served(tenant, task_id))
@@ -326,10 +327,10 @@ class PrefixStore:
             raise CorruptPrefix(file.name, f"is damaged: its {len(body)} bytes are not those that were stored")
         return body
 
-    def _remove_loose_files(self, loose: set[tuple[str, StoredFile]]) -> None:
+    def _remove_loose_files(self) -> None:
         """Remove those that no version needs; what cannot be removed now is tried again after the next write."""
         with suppress(StoreError):  # litter is no reason to fail what was done
-            for tenant, file in tuple(loose):
+            for tenant, file in tuple(self._loose):
                 if not self._registry.needs(tenant, file.sha256, file.uploaded_at):
                     self._blobs.delete(tenant, file.name)
                 self._loose.discard((tenant, file))

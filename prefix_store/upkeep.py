@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from prefix_store.backup import back_up
-from prefix_store.errors import CorruptPrefix, CorruptRecord, StoreUnavailable, UnknownTask, UnknownVersion
+from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.files import StoredFile
 from prefix_store.home import Home
 from prefix_store.names import file_key
@@ -23,7 +23,10 @@ from prefix_store.tasks import TaskVersion
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What should be there and is not as it was written: `where` is `tenant/task_id/version`, or a record's key."""
+    """What should be there and is not as it was written, or cannot be read.
+
+    `where` is `tenant/task_id/version`, or a record's key.
+    """
 
     where: str
     what: str
@@ -119,11 +122,14 @@ class Upkeep:
         return damage + [Damage("registry", problem) for problem in self._database.problems()]
 
     def _verify(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
-        try:
+        failures = (StoreUnavailable, OutOfSpace, CorruptRecord)
+        with suppress(*failures):
             return self._quarantine_if_damaged(tenant, task_id, version)
-        except (StoreUnavailable, CorruptRecord) as error:
-            self._blobs.ping()
-            self._database.ping()
+        self._blobs.ping()
+        self._database.ping()
+        try:  # once more: it may have passed
+            return self._quarantine_if_damaged(tenant, task_id, version)
+        except failures as error:
             return Damage(f"{tenant}/{task_id}/{version.version}", str(error))
 
     def _quarantine_if_damaged(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:

@@ -65,8 +65,8 @@ class GrammarRow:
 
     def follow(self, output_token_ids: Sequence[int]) -> None:
         new = tuple(output_token_ids[self._num_followed :])
+        self._num_followed += len(new)
         self._working = self._workers.submit(self._work_out, new)
-        self._num_followed += len(new)  # not where that raised: then it is called again
 
     def _begin(self, compiled: Future[LLMatcher]) -> npt.NDArray[np.uint8]:
         self._matcher = compiled.result().deep_copy()  # which is ahead of it in the same thread

@@ -131,7 +131,10 @@ class EngineLoop:
 
 
 def start(channel: Channel, checkpoint: int) -> Engine:
-    """Load what the server asks for. Raises `ValueError`, `OSError`, `RuntimeError`: a wrong model, device, number."""
+    """Load what the server asks for.
+
+    Raises `ValueError`, `OSError`, `RuntimeError`, `MemoryError`: a wrong model, device, number.
+    """
     load: LoadBackbone = channel.receive()
     backbone, tokenizer = unpack(checkpoint, load)
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)

@@ -31,6 +31,7 @@ class FailureWatch:
         """Count a failed row of this version. True when it is one too many; the version then starts anew."""
         version = (served.tenant, served.task_id, served.version, served.prefix.revision)
         now = self._clock()
+        self._failed_at = {each: at for each, at in self._failed_at.items() if now - at[-1] <= WITHIN}
         failed_at = self._failed_at.setdefault(version, deque())
         failed_at.append(now)
         while now - failed_at[0] > WITHIN:

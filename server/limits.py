@@ -51,7 +51,9 @@ class Limits:
         What a request will cost is known at its end only, so it is admitted while anything is left, and charged then.
         """
         limits = principal.limits
-        if limits.tokens_per_minute is not None:
+        if limits.tokens_per_minute is None:
+            self._buckets.pop((principal.tenant, "tokens"), None)  # or a debt would grow that nobody asks for
+        else:
             tokens = self._bucket(principal, "tokens", limits.tokens_per_minute, limits.tokens_per_minute)
             self._expect(tokens, 1, f"{limits.tokens_per_minute} weighted tokens a minute")
         if limits.requests_per_minute is not None:

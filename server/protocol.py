@@ -32,6 +32,7 @@ REQUEST_LINE = re.compile(rb"(?!CONNECT )[!-~]+ /[!\"$-~]* HTTP/1\.[01]\r\n")
 BEGUN_REQUEST_LINE = re.compile(rb"[ -~]*\r?")
 # Nothing else is spoken here, which a client must bear (RFC 9110, 7.8); llhttp would leave the body to the other one.
 UPGRADE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*", re.IGNORECASE)
+OVERSLEPT = 1.0  # seconds by which a timer is late where this process or its machine stood still
 INFORMATIONAL = b"HTTP/1.1 1"
 CLOSE = (b"connection", b"close")
 ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
@@ -85,7 +86,7 @@ class OneWrite:
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """Made by uvicorn, one for each connection, with two things beside its own arguments.
+    """Made by uvicorn, one for each connection, with three things beside its own arguments.
 
     `header_timeout` is in seconds, and so is `reader_timeout`: within which a reader must take some of what waits for
     it. `refuse` is shown each request's head, and may answer it before the application.
@@ -126,6 +127,14 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
+
+    def eof_received(self) -> None:
+        self._close()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._watch_reader()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -310,8 +319,10 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._next_look = None
 
     def _look_at_reader(self, num_untaken_before: int) -> None:
+        assert self._next_look is not None, "who looks was called by it"
+        overslept = self.loop.time() - self._next_look.when()
         self._next_look = None
-        if self._num_untaken_bytes >= num_untaken_before:
+        if self._num_untaken_bytes >= num_untaken_before and overslept < OVERSLEPT:
             self.transport.abort()
         else:
             self._watch_reader()

@@ -39,7 +39,6 @@ async def stream_rows(request: Request, services: Services, samples: Sequence[Sa
         first_headers(samples),
         error_event=partial(error_event, request, services),
         on_end=lambda outcome: services.metrics.streams.labels(outcome).inc(),
-        reader_stall_timeout=services.settings.reader_stall_timeout,
     )
 
 

@@ -45,7 +45,8 @@ def max_upload_bytes(services: Services) -> int:
 
 
 async def read_file(services: Services, caller: Caller, upload: bytes) -> Candidate:
-    """A safetensors file of ours or PEFT's. Raises `InvalidPrefix`, or `InvalidValue` where it cannot be compiled."""
+    """A safetensors file of ours or PEFT's. Raises `InvalidPrefix`; `InvalidValue` where it compiles to
+    numbers that are not finite, `GenerationFailed` where it cannot be compiled."""
     spec = services.backbone.spec
     parsed = await asyncio.to_thread(parse, upload, spec.shape, spec.fingerprint)
     backbone_checked = "backbone" in parsed.metadata
@@ -68,7 +69,8 @@ async def read_text(services: Services, caller: Caller, upload: bytes, text: str
 
 
 async def try_out(services: Services, caller: Caller, candidate: Candidate) -> None:
-    """One token after `<|endoftext|>`, as an ordinary request. Raises `InvalidValue` where the row fails.
+    """One token after `<|endoftext|>`, as an ordinary request. Raises `InvalidValue` where its numbers are
+    not finite, `GenerationFailed` where the row fails otherwise.
 
     Finite numbers are not enough: a prefix of finite numbers can make attention overflow.
     """

@@ -38,7 +38,6 @@ async def live(request: Request) -> Response:
         {},
         error_event=partial(error_event, request, services),
         on_end=lambda outcome: None,
-        reader_stall_timeout=services.settings.reader_stall_timeout,
     )
 
 

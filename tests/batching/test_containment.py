@@ -3,7 +3,6 @@
 import gc
 import weakref
 from dataclasses import replace
-from math import inf
 
 import numpy as np
 import pytest
@@ -100,34 +99,32 @@ def test_there_being_no_memory_to_tell_of_one_prompt_is_no_other_rows_end(what, 
     assert all(map(is_same, alone("float32")[:6], run(engine, MATES[:6])))
 
 
-def test_a_row_whose_constraint_cannot_be_followed_has_its_mates_choose_once():
-    """The halves of a batch that failed are run again: nothing of the first run may be left in their rows."""
+def test_a_row_whose_constraint_cannot_be_followed_fails_and_its_mates_choose_once():
+    """Nothing is chosen again: their rows and constraints have taken their step already."""
 
     class Constraint:
-        """Allows everything. `num_refusals` times it cannot work out what comes next."""
+        """Allows everything."""
 
         is_ready = True
 
-        def __init__(self, num_refusals: float) -> None:
-            self.num_refusals = num_refusals
+        def __init__(self, is_broken: bool) -> None:
+            self.is_broken = is_broken
             self.followed: list[int] = []
 
         def allowed(self) -> np.ndarray:
             return np.full((engine.backbone.vocab_size + 7) // 8, 255, np.uint8)
 
         def follow(self, output_token_ids) -> None:
-            if self.num_refusals > 0:
-                self.num_refusals -= 1
+            if self.is_broken:
                 raise RuntimeError("can't start new thread")
-            self.followed = list(output_token_ids)
+            self.followed += output_token_ids[len(self.followed) :]
 
-    constraints = [Constraint(0), Constraint(1), Constraint(inf)]
+    constraints = [Constraint(False), Constraint(True), Constraint(False)]
     engine = make_engine(MODEL)
     engine._constrain = lambda constraint, _: constraints[constraint]
     plain = [ask(make_prompt(9, seed=i), max_new_tokens=8) for i in range(4)]
     expected = [tokens(outputs) for outputs in run(make_engine(MODEL), plain)]
-    constrained = [replace(request, constraint=i) for i, request in enumerate(plain[1:])]
-    outputs = run(engine, [plain[0], *constrained])
-    assert [tokens(row) for row in outputs[:3]] == expected[:3]
-    assert outputs[3][-1].finish_reason is FinishReason.ERROR
-    assert [constraint.followed for constraint in constraints[:2]] == [list(row[:-1]) for row in expected[1:3]]
+    outputs = run(engine, [plain[0], *(replace(request, constraint=i) for i, request in enumerate(plain[1:]))])
+    assert outputs[2][-1].finish_reason is FinishReason.ERROR
+    assert [tokens(outputs[i]) for i in (0, 1, 3)] == [expected[i] for i in (0, 1, 3)]
+    assert [constraints[i].followed for i in (0, 2)] == [list(expected[i][:-1]) for i in (1, 3)]

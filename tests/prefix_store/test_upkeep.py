@@ -88,6 +88,7 @@ def test_a_version_compiled_to_something_else_by_now_is_not_released_but_followe
     assert (published.version.version, published.changed) == (2, True)
     assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(2))
     assert store.publish("default", "poet", native=native_file(3), **text).version.version == 2
+    assert not store.publish("default", "poet", native=native_file(1), **text).changed, "what serves well serves on"
     assert [version.quarantined is None for version in store.task("default", "poet").versions] == [False, True]
 
 

@@ -255,18 +255,19 @@ def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
 
 
 def test_a_reader_of_whole_answers_that_takes_nothing_is_cut_too_and_a_slow_one_is_not(start: Start) -> None:
-    server = start(reader_stall_timeout=0.4)
+    server = start(reader_stall_timeout=1)
     ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n"
     asked = (ask + b"\r\n") * 99 + ask + b"connection: close\r\n\r\n"
     size = len(server.http.get("/openapi.json").content)
     idle = set(server.server.server_state.connections)
-    with socket.socket() as slow, socket.socket() as stalled:
-        for connection in (slow, stalled):
+    with socket.socket() as slow, socket.socket() as stalled, socket.socket() as left:
+        for connection in (slow, stalled, left):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(asked)
-        received, ends_at = 0, time.monotonic() + 2
-        while time.monotonic() < ends_at:  # five times as long as a reader may take nothing
+        left.shutdown(socket.SHUT_WR)
+        received, ends_at = 0, time.monotonic() + 4
+        while time.monotonic() < ends_at:  # four times as long as a reader may take nothing
             received += len(slow.recv(100_000))
             time.sleep(0.02)
         slow.settimeout(20)

@@ -98,8 +98,14 @@ def test_what_old_limits_let_in_is_charged_to_the_new_one() -> None:
     limits.charge(before, num_prompt_tokens=10, num_generated_tokens=0)  # its row ends
     with pytest.raises(RateLimited):
         limits.admit(now)
-    limits.charge(principal("other"), num_prompt_tokens=10, num_generated_tokens=0)
-    limits.admit(principal("other", tokens_per_minute=1))
+
+
+def test_what_is_used_without_a_limit_is_no_debt_under_the_next_one() -> None:
+    limits, limited, free = Limits(Clock()), principal(tokens_per_minute=10), principal()
+    limits.admit(limited)
+    limits.admit(free)
+    limits.charge(free, num_prompt_tokens=1_000, num_generated_tokens=0)
+    limits.admit(limited)
 
 
 def test_uploads_come_in_bursts_and_the_local_tenant_has_no_limit() -> None:
