@@ -1,7 +1,8 @@
 """Looks for damage in the store while the server runs: names and sizes at first, then every file's hash, slowly.
 
 Nothing waits for it, so that a server with many tasks is ready as soon as one with few: what is read is checked anyway.
-Knows the store's upkeep and a clock. A damaged version is taken out of service by the store itself; here it is told.
+Knows the store's upkeep and a clock. A damaged version is taken out of service by the store itself, one that
+cannot be read is not; here both are told.
 """
 
 import asyncio
