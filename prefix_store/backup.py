@@ -1,4 +1,7 @@
-"""Copies a store: the registry and the files it needs, whole or not at all; and makes a store of such a copy.
+"""Copies a store: the registry and the files it needs; and makes a store of such a copy.
+
+What is made appears when it is whole. A file that is missing or damaged keeps no other from being copied: it is left
+out, and told.
 
 Knows folders, files and that their names are their hashes. Knows nothing of tasks.
 """
@@ -9,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefix_store.blobs import Blobs
@@ -21,8 +25,16 @@ from prefix_store.names import file_key
 REGISTRY = "registry.sqlite3"
 
 
-def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[str, StoredFile]]) -> int:
-    """Copy `database` and the tenants' `files` to `path`; returns how many different files.
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """How many files were copied, and the names (`tenant/sha256.safetensors`) of those that were missing or damaged."""
+
+    num_files: int
+    left_out: list[str]
+
+
+def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[str, StoredFile]]) -> Copied:
+    """Copy `database` and the tenants' `files` to `path`. No file is read: damage is found by `restore`, or `verify`.
 
     Raises `StoreUnavailable`, also where `path` is there already, and `OutOfSpace`.
     """
@@ -30,28 +42,33 @@ def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[
         database.copy_to(copy / REGISTRY)
         _fsync_file(copy / REGISTRY)
         by_key = {file_key(tenant, file.name): (tenant, file) for tenant, file in files}
+        missing = []
         for key, (tenant, file) in by_key.items():
             make_directory((copy / key).parent)
-            blobs.copy(tenant, file.name, copy / key)
-        return len(by_key)
+            try:
+                blobs.copy(tenant, file.name, copy / key)
+            except CorruptPrefix:
+                missing.append(key)
+        return Copied(len(by_key) - len(missing), missing)
 
 
-def restore(path: Path, into: Path) -> int:
-    """Make `into`, which must not be there, a store as the backup `path` has it; returns how many files.
+def restore(path: Path, into: Path) -> Copied:
+    """Make `into`, which must not be there, a store as the backup `path` has it.
 
-    Raises `CorruptPrefix` for a file that is not what was stored, `StoreUnavailable`, `OutOfSpace`.
+    Raises `StoreUnavailable` and `OutOfSpace`.
     """
     with os_errors(f"restoring {path} to {into}"), _whole(into) as copy:
         write_durably(copy / REGISTRY, (path / REGISTRY).read_bytes())
-        num_files = 0
-        for file in path.glob("*/*"):
-            body = file.read_bytes()
-            if hashlib.sha256(body).hexdigest() != file.stem:
-                raise CorruptPrefix(file.name, "is damaged in the backup")
+        num_files, damaged = 0, []
+        for file in sorted(path.glob("*/*")):
+            body = _read(file)
+            if body is None or hashlib.sha256(body).hexdigest() != file.stem:
+                damaged.append(f"{file.parent.name}/{file.name}")
+                continue
             make_directory(copy / file.parent.name)
             write_durably(copy / file.parent.name / file.name, body)
             num_files += 1
-        return num_files
+        return Copied(num_files, damaged)
 
 
 @contextmanager
@@ -71,6 +88,14 @@ def _whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
         raise
     fsync_directory(path.parent)
+
+
+def _read(file: Path) -> bytes | None:
+    """None for one that the disk does not give back."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def _fsync_file(path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from prefix_store.backup import back_up
+from prefix_store.backup import Copied, back_up
 from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.files import StoredFile
 from prefix_store.home import Home
@@ -90,8 +90,8 @@ class Upkeep:
             needed = {file_key(tenant, file.name) for tenant, file in self._needed_files()}
             return self._blobs.remove_others(needed, datetime.now(UTC) - older_than)
 
-    def backup(self, path: Path) -> int:
-        """Copy the registry and the files it needs to `path`, which must not be there; returns how many files.
+    def backup(self, path: Path) -> Copied:
+        """Copy the registry and the files it needs, those that are there, to `path`, which must not be there.
 
         `path` appears when it is whole. On the same file system the files are hard links, which costs no space and
         protects from what happens to the store, not from what happens to the disk. Nothing is written meanwhile.

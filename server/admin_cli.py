@@ -163,8 +163,11 @@ def backup(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Copy the store, whole or not at all. With --url to a path on the server's machine."""
-    show(ask(Where(store, registry, url, api_key), "POST", "/admin/backup", json={"path": str(path.absolute())}))
+    """Copy the store. With --url to a path on the server's machine. Exit status 1 where files were missing."""
+    copied = ask(Where(store, registry, url, api_key), "POST", "/admin/backup", json={"path": str(path.absolute())})
+    show(copied)
+    if copied["left_out"]:
+        raise typer.Exit(1)
 
 
 @store.command()
@@ -178,15 +181,17 @@ def restore(
     path: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A backup.")],
     store: Annotated[str, typer.Option("--store", help="A directory that is not there yet.")] = HERE,
 ) -> None:
-    """Make the store, which must not be there yet, as the backup has it."""
+    """Make the store, which must not be there yet, as the backup has it. Exit status 1 where files are damaged."""
     place = place_of(store)
     if not isinstance(place, Path):
         raise typer.BadParameter("a backup is restored into a directory", param_hint="--store")
     try:
-        num_files = restore_backup(path, place)
+        copied = restore_backup(path, place)
     except StoreError as error:
         fail(str(error))
-    show({"store": store, "num_files": num_files})
+    show({"store": store, "num_files": copied.num_files, "left_out": copied.left_out})
+    if copied.left_out:
+        raise typer.Exit(1)
 
 
 def ask(where: Where, method: str, path: str, **options: Any) -> Any:

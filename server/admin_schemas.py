@@ -137,6 +137,7 @@ class SweepAnswer(BaseModel):
 class BackupAnswer(BaseModel):
     path: str
     num_files: int
+    left_out: list[str]
 
 
 def daily_usage(found: Iterable[DailyUsage]) -> UsageAnswer:

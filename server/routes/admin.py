@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from prefix_store.backup import Copied
 from prefix_store.tenants import ApiKey, Scope, Tenant, TenantLimits
 from server.access import Needs
 from server.admin_schemas import (
@@ -130,15 +131,18 @@ async def sweep(request: Request) -> Response:
 
 @router.post("/backup", responses={200: {"model": BackupAnswer}, **WRITING}, openapi_extra=json_body(BackupBody))
 async def backup(request: Request) -> Response:
-    """Copy the registry and the files it needs to a new directory on the server's machine."""
+    """Copy the registry and the files it needs to a new directory on the server's machine.
+
+    A file that is missing is left out and told; `verify` says whose it is.
+    """
     administration = administration_of(request)
     path = (await read_json(request, BackupBody, MAX_BODY_BYTES)).path
-    num_files = await asyncio.to_thread(_back_up, administration, Path(path))
+    copied = await asyncio.to_thread(_back_up, administration, Path(path))
     await note(request, "store.backup", path=path)
-    return _json(BackupAnswer(path=path, num_files=num_files))
+    return _json(BackupAnswer(path=path, num_files=copied.num_files, left_out=copied.left_out))
 
 
-def _back_up(administration: Administration, path: Path) -> int:
+def _back_up(administration: Administration, path: Path) -> Copied:
     if "\0" in str(path) or not path.is_absolute() or path.exists():
         raise InvalidValue("path: expected an absolute one, where nothing is yet")
     return administration.store.upkeep.backup(path)

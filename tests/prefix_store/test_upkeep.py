@@ -1,5 +1,6 @@
 """Damage is found and taken out of service, litter goes when told, and a backup is a store."""
 
+import errno
 import os
 import time
 from datetime import timedelta
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefix_store.backup import restore
+from prefix_store.backup import Copied, restore
 from prefix_store.blobs import DirectoryBlobs
-from prefix_store.errors import CorruptPrefix, CorruptRecord, Quarantined, StoreUnavailable, UnknownVersion
+from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, Quarantined, StoreUnavailable, UnknownVersion
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from tests.prefix_store.homes import DirectoryHome, Home, flip_a_bit, in_a_directory, key_of
@@ -270,11 +271,11 @@ def test_a_backup_is_a_store_as_it_was(store: PrefixStore, home: Home, tmp_path:
     store.tenants.add_tenant(Tenant(name="acme"))
     publish(store, "clerk", seed=3, tenant="acme")
     before = store.tasks("default")
-    assert store.upkeep.backup(tmp_path / "backup") == 3
+    assert store.upkeep.backup(tmp_path / "backup") == Copied(3, [])
     publish(store, "poet", seed=4)
     store.delete("acme", "clerk")
 
-    assert restore(tmp_path / "backup", tmp_path / "restored") == 3
+    assert restore(tmp_path / "backup", tmp_path / "restored") == Copied(3, [])
     again = PrefixStore(tmp_path / "restored", backbone=BACKBONE)
     assert again.tasks("default") == before
     assert torch.equal(again.get("acme", "clerk").prefix.past_key_values, keys_and_values(3))
@@ -291,20 +292,46 @@ def test_a_backup_takes_no_place_of_anything(store: PrefixStore, home: Home, tmp
 
 
 @in_a_directory
-def test_a_backup_that_fails_leaves_nothing(store: PrefixStore, home: Home, tmp_path: Path) -> None:
+def test_a_backup_that_fails_leaves_nothing(
+    store: PrefixStore, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     publish(store)
-    home.remove(key_of(store))
-    with pytest.raises(CorruptPrefix, match="missing"):
+    monkeypatch.setattr(Path, "hardlink_to", full)
+    with pytest.raises(OutOfSpace):
         store.upkeep.backup(tmp_path / "backups" / "today")
     assert list((tmp_path / "backups").iterdir()) == []
 
 
 @in_a_directory
-def test_a_damaged_backup_is_not_restored(store: PrefixStore, home: Home, tmp_path: Path) -> None:
-    publish(store)
+def test_a_missing_file_is_left_out_of_a_backup_and_told(store: PrefixStore, home: Home, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    gone = key_of(store)
+    home.remove(gone)
+    assert store.upkeep.backup(tmp_path / "backup") == Copied(1, [gone])
+    assert restore(tmp_path / "backup", tmp_path / "restored") == Copied(1, [])
+    again = PrefixStore(tmp_path / "restored", backbone=BACKBONE)
+    assert torch.equal(again.get("default", "clerk").prefix.past_key_values, keys_and_values(2))
+    with pytest.raises(CorruptPrefix, match="missing"):
+        again.get("default", "poet")
+    again.close()
+
+
+@in_a_directory
+def test_what_is_damaged_in_a_backup_is_left_out_and_told(store: PrefixStore, home: Home, tmp_path: Path) -> None:
+    for seed, task_id in enumerate(["poet", "clerk", "unreadable"]):
+        publish(store, task_id, seed=seed)
     store.upkeep.backup(tmp_path / "backup")
-    (file,) = (tmp_path / "backup").glob("*/*.safetensors")
-    flip_a_bit(DirectoryHome(tmp_path / "backup"), f"default/{file.name}")
-    with pytest.raises(CorruptPrefix, match="damaged in the backup"):
-        restore(tmp_path / "backup", tmp_path / "restored")
-    assert not (tmp_path / "restored").exists()
+    damaged, unreadable = key_of(store), key_of(store, "unreadable")
+    flip_a_bit(DirectoryHome(tmp_path / "backup"), damaged)
+    (tmp_path / "backup" / unreadable).unlink()
+    (tmp_path / "backup" / unreadable).mkdir()  # which the system does not read as a file
+    copied = restore(tmp_path / "backup", tmp_path / "restored")
+    assert copied == Copied(1, sorted([damaged, unreadable]))
+    again = PrefixStore(tmp_path / "restored", backbone=BACKBONE)
+    assert again.get("default", "clerk").version == 1
+    assert {found.where for found in again.upkeep.verify()} == {"default/poet/1", "default/unreadable/1"}
+    again.close()

@@ -97,6 +97,30 @@ def test_damage_is_told_and_ends_with_an_error(tmp_path: Path) -> None:
     assert damage["where"] == "default/poet/1"
 
 
+def test_a_file_that_is_missing_is_told_by_a_backup_and_one_that_is_damaged_by_a_restore(tmp_path: Path) -> None:
+    opened = PrefixStore(tmp_path / "store", backbone=BackboneSpec("tiny", SHAPE, FINGERPRINT))
+    body = prefix_file()
+    opened.publish(
+        "default", "poet", upload=body, native=body, kind="prefix", num_virtual_tokens=3, backbone_checked=False
+    )
+    opened.close()
+    place = ["--store", str(tmp_path / "store")]
+    run(store, "backup", str(tmp_path / "whole"), *place)
+    (file,) = (tmp_path / "store" / "default").iterdir()
+    file.unlink()
+    name = f"default/{file.name}"
+    copied = json.loads(run(store, "backup", str(tmp_path / "copy"), *place, exit_code=1))
+    assert copied == {"path": str(tmp_path / "copy"), "num_files": 0, "left_out": [name]}
+
+    kept = tmp_path / "whole" / name
+    kept.chmod(0o600)
+    kept.write_bytes(body[:-1] + b"x")
+    again = str(tmp_path / "again")
+    restored = json.loads(run(store, "restore", str(tmp_path / "whole"), "--store", again, exit_code=1))
+    assert restored == {"store": again, "num_files": 0, "left_out": [name]}
+    assert json.loads(run(store, "verify", "--store", again, exit_code=1))["where"] == "default/poet/1"
+
+
 def test_a_store_that_a_server_has_open_is_left_alone(start_guarded: Callable[..., Guarded], tmp_path: Path) -> None:
     start_guarded(Tenant(name="acme"))
     said = run(admin, "tenant", "list", "--store", str(tmp_path / "store"), exit_code=1)

@@ -545,6 +545,8 @@ export interface paths {
         /**
          * Backup
          * @description Copy the registry and the files it needs to a new directory on the server's machine.
+         *
+         *     A file that is missing is left out and told; `verify` says whose it is.
          */
         post: operations["backup_admin_backup_post"];
         delete?: never;
@@ -563,6 +565,8 @@ export interface components {
             path: string;
             /** Num Files */
             num_files: number;
+            /** Left Out */
+            left_out: string[];
         };
         /** ChatAnswer */
         ChatAnswer: {
