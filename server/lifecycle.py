@@ -45,8 +45,9 @@ class Lifecycle:
         if not self.is_draining:
             self.is_draining = True
             self._log.info("draining", notice=self._drain_notice, timeout=self._drain_timeout)
-            self._loop.call_later(self._drain_notice, self.close)
-            self._loop.call_later(self._drain_notice, self.ending.set)
+            notice = min(self._drain_notice, self._drain_timeout)  # nothing is taken that would be given up at once
+            self._loop.call_later(notice, self.close)
+            self._loop.call_later(notice, self.ending.set)
             self._loop.call_later(self._drain_timeout, give_up)
 
     def close(self) -> None:

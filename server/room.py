@@ -36,13 +36,14 @@ class Room:
         where there never is. A tenant with less than an equal part of the room always gets in, so that it cannot be
         kept out by others' full queues.
         """
-        if num_rows > self.max_rows:
-            raise RequestError(f"the request makes {num_rows} rows; the server holds {self.max_rows}")
+        waiting = MAX_QUEUED_PER_SLOT_OF_TENANT * self._num_slots if max_queued is None else max_queued
+        most = min(self.max_rows, self._num_slots + waiting)
+        if num_rows > most:
+            raise RequestError(f"the request makes {num_rows} rows; this tenant may have {most} at once")
         num_more = num_rows - num_kept
         if num_more <= 0:
             return
         wanted = self._rows[tenant] + num_more
-        waiting = MAX_QUEUED_PER_SLOT_OF_TENANT * self._num_slots if max_queued is None else max_queued
         if wanted > self._num_slots + waiting:
             raise RateLimited(f"this tenant has {self._rows[tenant]} rows running or waiting; {waiting} may wait", 1.0)
         num_tenants = len(self._rows.keys() | {tenant})

@@ -91,7 +91,7 @@ def test_a_full_queue_is_429_with_retry_after(start: Start) -> None:
         assert server.http.put("/tasks/late", content=b"x").status_code == 429
         gate.open()
         assert {each.result()["generated_text"] for each in asked} == {"ab"}
-    assert "the server holds 8" in server.generate("ab", best_of=9, do_sample=True, status=422)["error"]
+    assert "this tenant may have 8" in server.generate("ab", best_of=9, do_sample=True, status=422)["error"]
 
 
 def test_a_wait_in_the_queue_that_is_too_long_is_504(start: Start) -> None:
@@ -233,6 +233,15 @@ def test_what_is_left_when_the_drain_is_over_ends_with_an_error(start: Start) ->
         fail_all = server.services.engine.fail_all
         server.on_loop(server.services.lifecycle.drain, lambda: fail_all(Unavailable("shutting down")))
         assert events_of("\n".join(lines)) == [{"error": "shutting down", "error_type": "unavailable"}]
+    gate.open()
+
+
+def test_a_drain_that_is_shorter_than_its_notice_takes_nothing_that_it_would_not_answer(start: Start) -> None:
+    server, gate = held(start, drain_notice=20.0, drain_timeout=0.1)
+    server.on_loop(server.services.lifecycle.drain, lambda: None)
+    time.sleep(0.5)
+    with pytest.raises(httpx.ConnectError):
+        server.http.post("/generate", json={"inputs": "ab"})
     gate.open()
 
 

@@ -129,10 +129,18 @@ def test_a_tenants_own_queue_is_bounded_by_twice_the_slots_or_its_limit() -> Non
         room.check("acme", 1, None)
     room.check("acme", 1, 9)
     room.check("other", 12, None)
+    room.take("other", 1)
     with pytest.raises(RateLimited):
-        room.check("other", 5, 0)
-    with pytest.raises(RequestError):
-        room.check("other", 1001, None)
+        room.check("other", 4, 0)
+
+
+def test_a_request_of_more_rows_than_its_tenant_may_ever_have_is_not_told_to_come_again() -> None:
+    with pytest.raises(RequestError, match="may have 12 at once"):
+        Room(num_slots=4, max_rows=1000).check("acme", 13, None)
+    with pytest.raises(RequestError, match="may have 4 at once"):
+        Room(num_slots=4, max_rows=1000).check("acme", 5, 0)
+    with pytest.raises(RequestError, match="may have 10 at once"):
+        Room(num_slots=4, max_rows=10).check("acme", 11, None)
 
 
 def test_full_queues_of_others_do_not_keep_a_tenant_out() -> None:
