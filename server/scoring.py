@@ -3,6 +3,7 @@
 Knows how a prompt and a continuation become tokens together. Knows nothing of HTTP.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batching.types import TokenLogprob
@@ -19,6 +20,8 @@ from server.text import Tokenizer, render
 # The prompt's log-probabilities come with a first new token; the likeliest token at each place tells what is greedy.
 PARAMETERS = GenerateParameters(max_new_tokens=1, details=True, decoder_input_details=True, top_n_tokens=1)
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # the context's tokens and the continuation's own
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scoring:
@@ -33,25 +36,32 @@ async def prepare_scoring(services: Services, caller: Caller, body: ScoreBody) -
     asked = await find_asked(services, caller, body.task_id)
     inputs = body.inputs or ""
     context = render(asked.prompt_template, inputs)
-    prompts, num_tokens = [], []
-    for continuation in body.continuations:
-        whole, num_context_tokens = await _encode_pair(services, context, continuation)
-        prompts.append(Prompt(inputs, whole))
-        num_tokens.append(max(0, len(whole) - num_context_tokens))
+    pairs = await _encode_pairs(services, context, body.continuations)
+    prompts = [Prompt(inputs, before + own) for before, own in pairs]
+    num_tokens = [len(own) for _, own in pairs]
     return Scoring(plan(services, caller, asked, PARAMETERS, prompts, has_scores=False), num_tokens)
 
 
-async def _encode_pair(services: Services, context: str, continuation: str) -> tuple[tuple[int, ...], int]:
-    """The tokens of both together, and how many are the context's: lm-evaluation-harness' way (`_encode_pair`).
+async def _encode_pairs(services: Services, context: str, continuations: Sequence[str]) -> list[Pair]:
+    """Both are tokenized together, and as many tokens as the context alone has are its: lm-evaluation-harness' way
+    (`_encode_pair`).
 
     Spaces at the context's end go to the continuation, where GPT-2's tokens have them. An empty context is the
-    end-of-text token. A continuation that the context's last token swallows has no tokens of its own.
+    end-of-text token. A continuation that would end within the context's last token is tokenized alone: with no tokens
+    of its own it would be the likeliest of all.
     """
     kept = context.rstrip()
-    whole = await tokenize(services, context + continuation)
     if not kept:
-        return (services.backbone.eos_token_id, *whole), 1
-    return whole, len(await tokenize(services, kept))
+        return [((services.backbone.eos_token_id,), await tokenize(services, context + text)) for text in continuations]
+    before = await tokenize(services, kept)
+    pairs = []
+    for text in continuations:
+        whole = await tokenize(services, context + text)
+        if len(whole) > len(before):
+            pairs.append((whole[: len(before)], whole[len(before) :]))
+        else:
+            pairs.append((before, await tokenize(services, context[len(kept) :] + text)))
+    return pairs
 
 
 def score_of(sample: Sample, num_tokens: int, tokenizer: Tokenizer, details: bool) -> ContinuationAnswer:

@@ -1,9 +1,11 @@
 """The score route, on a tiny real model, compared with transformers; the tokens' places on the echo engine."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 from transformers import GPT2LMHeadModel
 
 from tests.server.conftest import Running
@@ -50,6 +52,17 @@ def test_without_inputs_the_end_of_text_token_comes_first(
 def test_spaces_at_the_inputs_end_are_the_continuations(server: Running) -> None:
     (each,) = score(server, "ab ", ["c"], details=True)
     assert [token["text"] for token in each["tokens"]] == [" ", "c"]
+
+
+def test_a_continuation_that_the_inputs_last_token_would_swallow_is_scored_by_its_own(server: Running) -> None:
+    merging = json.loads(server.services.tokenizer._backend.to_str())
+    merging["model"]["merges"] = [["a", "b"]]
+    merging["model"]["vocab"]["ab"] = merging["model"]["vocab"].pop("z")
+    server.services.tokenizer._backend = Backend.from_str(json.dumps(merging))
+    swallowed, other = score(server, "xa", ["b", "bb"], details=True)
+    assert [token["text"] for token in swallowed["tokens"]] == ["b"]
+    assert [token["text"] for token in other["tokens"]] == ["b"]  # after "x", "ab": as lm-evaluation-harness has it
+    assert (swallowed["num_tokens"], other["num_tokens"]) == (1, 1)
 
 
 def test_a_tasks_template_and_version_are_used(server: Running) -> None:
