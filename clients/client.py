@@ -104,7 +104,7 @@ class Client(BaseClient):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._thread = LoopThread()
+        self._thread = LoopThread(self._carrier.close)
 
     def stream(self, task: TaskOrMix, inputs: str, **parameters: Any) -> Generator[StreamEvent, None, None]:
         """As `generate`, token by token. The request goes out with the first `next`, which is where refusals raise.
@@ -160,8 +160,8 @@ class Client(BaseClient):
         return self._thread.run(self._carrier.carry_out, call)
 
     def close(self) -> None:
-        """End what is in flight, and the thread. A closed client cannot be used again."""
-        self._thread.close(self._carrier.close)
+        """End what is in flight, and the thread. A closed client cannot be used again, only closed."""
+        self._thread.close()
 
     def __enter__(self) -> Self:
         return self

@@ -17,9 +17,10 @@ Args = TypeVarTuple("Args")
 
 
 class LoopThread:
-    """Runs from the first `start` to `close`; safe to share between threads."""
+    """Runs from the first `start` to `close`, and `finish` as the last; safe to share between threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, finish: Callable[[], Awaitable[None]]) -> None:
+        self._finish = finish
         self._starting = threading.Lock()
         self._thread = ExitStack()
         self._portal: BlockingPortal | None = None
@@ -29,6 +30,8 @@ class LoopThread:
         with self._starting:
             if self._portal is None:
                 self._portal = self._thread.enter_context(start_blocking_portal())
+                self._thread.callback(self._portal.call, self._portal.stop, True)
+                self._thread.callback(self._portal.call, self._finish)
         return self._portal.start_task_soon(function, *args)
 
     def run(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
@@ -53,12 +56,9 @@ class LoopThread:
         finally:
             reading.cancel()
 
-    def close(self, finish: Callable[[], Awaitable[None]]) -> None:
-        """Run `finish` and end the thread, with all that still runs in it."""
-        if self._portal is not None:
-            self._portal.call(finish)
-            self._portal.call(self._portal.stop, True)
-            self._thread.close()
+    def close(self) -> None:
+        """End the thread, with all that still runs in it. Once more does nothing."""
+        self._thread.close()
 
 
 def result_of(future: Future[T]) -> T:

@@ -60,9 +60,18 @@ def wait_until_ready(
         except (ConnectionFailed, Unavailable):
             time.sleep(POLL_SECONDS)
     status = process.poll()
-    fate = f"was not ready after {max_seconds:g} s" if status is None else f"ended with status {status}"
+    raise failed(f"was not ready after {max_seconds:g} s" if status is None else f"ended with status {status}", log)
+
+
+def wait_until_ended(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Raises `ServerFailed` unless it ended as it was asked to."""
+    if status := process.wait():
+        raise failed(f"ended with status {status}", log)
+
+
+def failed(fate: str, log: Path) -> ServerFailed:
     last_lines = log.read_text(errors="replace").splitlines()[-NUM_LOG_LINES:]
-    raise ServerFailed("\n".join([f"the server {fate}; its last words:", *last_lines]))
+    return ServerFailed("\n".join([f"the server {fate}; its last words:", *last_lines]))
 
 
 def is_free(port: int) -> bool:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from clients.client import Client
 from clients.errors import PolyprefixError
-from polyprefix.child_server import ServerFailed, child_server, is_free, wait_until_ready
+from polyprefix.child_server import ServerFailed, child_server, is_free, wait_until_ended, wait_until_ready
 from polyprefix.demo_burst import ask_at_once, ask_one_by_one, mixed
 from polyprefix.demo_report import comparison, report
 from polyprefix.demo_tasks import PLAIN_TEXT_TASKS, DemoTask, embedded_tasks, publish
@@ -53,7 +53,7 @@ def demo(
                     publish(client, tasks)
                 same = show(console, client, f"http://127.0.0.1:{port}", tasks)
                 if not once:
-                    serve_on(console, process, port, tasks[0])
+                    serve_on(console, process, log, port, tasks[0])
     except (ServerFailed, PolyprefixError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -86,13 +86,13 @@ def num_mixed_steps(client: Client) -> int:
     return int(float(found[1])) if found else 0
 
 
-def serve_on(console: Console, process: subprocess.Popen[bytes], port: int, task: DemoTask) -> None:
+def serve_on(console: Console, process: subprocess.Popen[bytes], log: Path, port: int, task: DemoTask) -> None:
     console.print(f"\nServing at http://127.0.0.1:{port} until Ctrl-C. Try:")
     console.print(
         f"  polyprefix generate --url http://127.0.0.1:{port} {task.task_id} {task.examples[0]!r}", markup=False
     )
     try:
-        process.wait()
+        wait_until_ended(process, log)
     except KeyboardInterrupt:
         console.print("ending the server")
 

@@ -233,3 +233,13 @@ def test_a_clients_method_tells_its_name_its_parameters_and_what_it_does(kind):
         "if_match",
         "if_none_match",
     ]
+
+
+def test_to_close_a_client_again_does_nothing(fake):
+    fake.will_answer(200, GENERATION)
+    client = Client(fake.url)
+    client.close()  # before its thread has started
+    with Client(fake.url) as client:
+        client.generate("e2e", "name : X")
+        client.close()
+    client.close()

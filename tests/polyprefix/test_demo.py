@@ -1,5 +1,6 @@
 """The demo, run as a process with a real server as its child."""
 
+import os
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from clients.client import Client
 from clients.errors import ConnectionFailed
+from tests.child_processes import child_pids
 from tests.polyprefix.conftest import save_model
 
 
@@ -39,6 +41,18 @@ def test_every_answer_of_the_burst_is_the_one_it_gets_alone_and_the_server_stays
         with pytest.raises(ConnectionFailed):
             client.health()
     process.communicate()
+
+
+def test_a_server_that_dies_ends_the_demo_with_its_last_words(tiny_model: Path, free_port: int, tmp_path: Path) -> None:
+    process = start("--model", str(tiny_model), "--port", str(free_port), "--store", str(tmp_path))
+    assert process.stdout is not None
+    while "Try:" not in process.stdout.readline():
+        assert process.poll() is None
+    (server,) = child_pids(process.pid)
+    os.kill(server, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the server ended with status -9; its last words:" in errors
 
 
 def test_once_ends_by_itself(tiny_model: Path, free_port: int) -> None:
