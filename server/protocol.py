@@ -101,6 +101,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._next_look: asyncio.TimerHandle | None = None  # at what the reader has taken
         self._refuse_by_head = refuse
         self._may_refuse_by_head = False
+        self._answer: OneWrite | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._unread = bytearray()
         self._num_body_bytes: int | None = 0  # still to come; None where the body is chunked
@@ -114,6 +115,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._forget_reader()
         super().connection_lost(exc)
+        # They hold this protocol, which holds them: a connection would be garbage that only a collection finds.
+        self.cycle = self._answer = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -163,7 +166,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._answer.flush()  # an answer to HEAD has no body
+        if self._answer is not None:  # None where the client has left
+            self._answer.flush()  # an answer to HEAD has no body
         super().on_response_complete()
         if not self.transport.is_closing():
             self._read()

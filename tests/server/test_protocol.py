@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import socket
 import time
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from server.protocol import MAX_HEADER_BYTES, OneWrite
+from server.protocol import MAX_HEADER_BYTES, DeadlineProtocol, OneWrite
 from tests.server.conftest import Running, running
 from tests.server.fakes import EchoEngine, Gate
 from tests.server.wire import CHUNKED, GET, LENGTH, POST, Read, converse
@@ -337,6 +339,40 @@ def test_a_client_that_closes_its_side_has_left(start: Callable[..., Running]) -
         server.wait_for_open_rows(1)
         connection.shutdown(socket.SHUT_WR)
         server.wait_for_open_rows(0)
+
+
+def test_a_connection_that_has_ended_leaves_nothing_for_the_garbage_collector(start: Callable[..., Running]) -> None:
+    """At ten times its load a server held 17 MB of them after a minute."""
+
+    def are_kept() -> int:
+        return sum(type(found) in (DeadlineProtocol, RequestResponseCycle) for found in gc.get_objects())
+
+    gate = Gate()
+    gate.allow(3)
+    server = start(EchoEngine(before_step=gate))
+    gc.collect()
+    num_before = are_kept()
+    gc.disable()
+    try:
+        with connected(server):
+            pass
+        with connected(server) as connection:  # answered
+            connection.sendall(b"".join(asked("/generate", connection="close")))
+            assert read_until(connection, b"no end").startswith(b"HTTP/1.1 200")
+        with connected(server) as connection:  # refused
+            connection.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\n\r\n" + GET + b"connection: close\r\n\r\n")
+            read_until(connection, b"no end")
+        with connected(server) as connection:  # left before its answer
+            connection.sendall(b"".join(asked("/generate_stream")))
+            server.wait_for_open_rows(1)
+        server.wait_for_open_rows(0)
+        deadline = time.monotonic() + 20
+        while are_kept() > num_before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+        gate.open()
 
 
 def test_a_head_that_began_with_the_request_before_it_has_its_deadline(server: Running) -> None:
