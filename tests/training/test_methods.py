@@ -1,14 +1,21 @@
 """The ways of tuning that are compared: each loss, and that generation continues what the loss trains."""
 
+import copy
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.training.conftest import quick
-from training.backbone import FrozenBackbone
+from training.backbone import FrozenBackbone, load_backbone
 from training.encoding import Pair, encode, pad
 from training.examples import Example
 from training.experiments.decoding import search
 from training.experiments.methods import METHODS, Method
+from training.experiments.trials import Silence, losses_of_one
+from training.task_training import TaskTraining
+from training.train import train_together
 
 EXAMPLES = [Example("red cup", ("a red one",)), Example("the blue lamp is small", ("blue",)), Example("x", ("y z",))]
 
@@ -58,6 +65,47 @@ def test_what_was_tuned_can_be_loaded_again(backbone: FrozenBackbone) -> None:
         prompts = [[1, 2, 3], [4, 5]]
         expected, found = (search(each.start(prompts), 256, 1, 5) for each in (tuned, other))
         assert found == expected, name
+
+
+def test_answers_are_made_on_the_models_device_whatever_the_default_one(
+    backbone: FrozenBackbone, method: Method
+) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    expected = search(method.start(prompts), end=256, num_beams=1, max_new_tokens=3)
+    with torch.device("meta"):  # it holds no numbers, so what was made on it could not go on
+        found = search(method.start(prompts), end=256, num_beams=1, max_new_tokens=3)
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", ["full", "top-two", "lora"])
+def test_weights_that_are_loaded_stay_on_the_models_device(backbone: FrozenBackbone, name: str) -> None:
+    model = copy.deepcopy(backbone.model).to("meta")
+    model.tie_weights()
+    method = METHODS[name](dataclasses.replace(backbone, model=model), quick())
+    method.load(METHODS[name](backbone, quick())().detach())
+    assert {parameter.device.type for parameter in method.parameters()} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_gpu_gives_the_answers_of_the_cpu(checkpoint: Path, backbone: FrozenBackbone, name: str) -> None:
+    on_gpu = load_backbone(checkpoint, device="cuda", precision="float32")
+    there, here = (METHODS[name](each, quick()) for each in (on_gpu, backbone))
+    train_together(on_gpu, [training_of(there, on_gpu)], Silence(), losses_of=losses_of_one)
+    tuned = there().detach().cpu()
+    there.load(tuned)
+    here.load(tuned)
+    prompts = [[1, 2, 3], [4, 5]]
+    found, expected = (
+        search(method.start(prompts), end=256, num_beams=2, max_new_tokens=3) for method in (there, here)
+    )
+    assert found == expected
+
+
+def training_of(method: Method, backbone: FrozenBackbone) -> TaskTraining:
+    pairs = encode(EXAMPLES, backbone, "{inputs}\n", 3)
+    return TaskTraining("task", method, quick(max_steps=2), pairs, pairs)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ class Start:
     @classmethod
     def behind(cls, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], infix: Tensor) -> "Start":
         """Read all of each prompt but its last token, then put `infix` `[n_layer, 2, P, H, D]` behind it."""
-        ids, mask = padded([prompt[:-1] for prompt in prompts])
+        ids, mask = padded([prompt[:-1] for prompt in prompts], model.device)  # [B, T - 1]
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
         for layer, part in enumerate(infix.transpose(2, 3)):  # [2, H, P, D]
@@ -43,15 +43,14 @@ class Start:
 @torch.no_grad()
 def search(start: Start, end: int, num_beams: int, max_new_tokens: int) -> list[list[int]]:
     """The best answer to each prompt, up to `<|endoftext|>` (`end`) and without it, or what the context leaves."""
-    B, device = len(start.prompts), start.model.device
-    ids, mask = padded(start.prompts)  # [B, T]
-    before = ids.new_zeros(B, 0) if start.mask is None else start.mask
+    ids, mask = padded(start.prompts, start.model.device)  # [B, T]
+    before = ids.new_zeros(len(ids), 0) if start.mask is None else start.mask
     mask = torch.cat([before, F.pad(mask, (start.num_seen, 0), value=1)], dim=1)  # [B, C + T]
     ids = F.pad(ids, (mask.shape[1] - ids.shape[1], 0), value=NO_TOKEN)
     start.cache.batch_repeat_interleave(num_beams)
     sequences = start.model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
+        input_ids=ids,
+        attention_mask=mask,
         past_key_values=start.cache,
         num_beams=num_beams,
         do_sample=False,
@@ -63,9 +62,9 @@ def search(start: Start, end: int, num_beams: int, max_new_tokens: int) -> list[
     return [answer[: answer.index(end)] if end in answer else answer for answer in answers]
 
 
-def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask `[B, T]`, padded in front."""
     T = max(map(len, prompts))
-    ids = torch.tensor([[NO_TOKEN] * (T - len(prompt)) + list(prompt) for prompt in prompts], dtype=torch.long)
-    mask = torch.tensor([[0] * (T - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=torch.long)
-    return ids, mask
+    ids = [[NO_TOKEN] * (T - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (T - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, dtype=torch.long, device=device), torch.tensor(mask, dtype=torch.long, device=device)

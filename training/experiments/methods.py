@@ -58,7 +58,7 @@ class Prefix(TunedPrefix, Method):
         return losses(self._backbone, [self()], [0] * len(batch.ids), batch).sum()
 
     def load(self, tuned: Tensor) -> None:
-        self._tuned = tuned
+        self._tuned = tuned.to(self._backbone.device)
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Start:
         prefix = self() if self._tuned is None else self._tuned
@@ -137,7 +137,7 @@ class Weights(Method):
         return answer_losses(self._backbone, self.model, batch, batch.mask, None, None).sum()
 
     def load(self, tuned: Tensor) -> None:
-        vector_to_parameters(tuned, self._tuned())
+        vector_to_parameters(tuned.to(self.model.device), self._tuned())
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Start:
         return Start(self.model, prompts, DynamicCache(), 0)

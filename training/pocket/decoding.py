@@ -57,13 +57,13 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
 def _generate(
     model: GPT2LMHeadModel, past_key_values: Tensor, prompts: list[list[int]], max_new_tokens: int, end: int
 ) -> list[list[int]]:
-    num_virtual_tokens, width = past_key_values.shape[2], max(map(len, prompts))
-    ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts])  # [B, T]
-    real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    num_virtual_tokens, width, device = past_key_values.shape[2], max(map(len, prompts)), model.device
+    ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in prompts], device=device)  # [B, T]
+    real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     mask = torch.cat([real.new_ones(len(prompts), num_virtual_tokens), real], dim=1)  # [B, P + T]
-    cache = prefix_cache(past_key_values, len(prompts)) if num_virtual_tokens else DynamicCache()
+    cache = prefix_cache(past_key_values.to(device), len(prompts)) if num_virtual_tokens else DynamicCache()
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, num_virtual_tokens:]  # [B, T]
-    done = torch.zeros(len(prompts), dtype=torch.bool)
+    done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     columns: list[Tensor] = []
     for _ in range(max_new_tokens):
         logits = model(
