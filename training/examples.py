@@ -65,19 +65,22 @@ def guess_format(path: Path) -> str:
 
 def read_jsonl(path: Path) -> Iterator[Example]:
     """`{"input": "…", "target": "…"}` or `{"input": "…", "targets": ["…", …]}` a line."""
-    for number, line in enumerate(read_lines(path), start=1):
-        record = json.loads(line)
+    return grouped(inputs_and_targets(path))
+
+
+def inputs_and_targets(path: Path) -> Iterator[tuple[str, str]]:
+    for number, record in read_records(path):
         targets = record.get("targets", [record["target"]] if "target" in record else [])
         texts = [record.get("input"), *targets]
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             expected = '{"input": text, "target": text} or {"input": text, "targets": [texts]}'
             hint = "; is this WebNLG's own file (--format webnlg)?" if "triples" in record else ""
             raise BadExamples(f"line {number}: expected {expected}{hint}")
-        yield Example(record["input"], tuple(targets))
+        yield from ((record["input"], target) for target in targets)
 
 
 def read_tsv(path: Path) -> Iterator[Example]:
-    """Input, a tab, target; rows of the same input one after another are one example with several targets."""
+    """Input, a tab, target; all rows of the same input are one example with several targets."""
     return grouped(two_columns(path))
 
 
@@ -93,8 +96,7 @@ def read_webnlg(path: Path) -> Iterator[Example]:
 
     References that the annotators marked as to be fixed are left out, as the challenge's own evaluation does.
     """
-    for line in read_lines(path):
-        record = json.loads(line)
+    for _, record in read_records(path):
         texts = [ref["text"] for ref in record["refs"] if ref.get("comment", "good") == "good"]
         if texts:
             yield Example(render_triples(record["triples"]), tuple(texts))
@@ -124,9 +126,20 @@ def read_dart_xml(path: Path) -> Iterator[Example]:
 
 
 def read_commongen(path: Path) -> Iterator[Example]:
-    """CommonGen's two parallel files: `path` is `….src_alpha.txt`, the sentences are beside it in `….tgt.txt`."""
-    targets = path.with_name(path.name.replace("src_alpha", "tgt"))
-    return grouped(zip(read_lines(path), read_lines(targets), strict=True))
+    """CommonGen's two parallel files: `path` is `….src_alpha.txt`, the sentences are beside it in `….tgt.txt`.
+
+    What stands on the same line belongs together; lines that are blank in both files are left out."""
+    beside = commongen_targets(path)
+    inputs, targets = dict(read_lines(path)), dict(read_lines(beside))
+    if alone := inputs.keys() ^ targets.keys():
+        raise BadExamples(f"line {min(alone)} stands in one of the two files alone (the other is {beside.name})")
+    return grouped((text, targets[number]) for number, text in inputs.items())
+
+
+def commongen_targets(path: Path) -> Path:
+    if "src_alpha" not in path.name:
+        raise BadExamples("the name has no src_alpha in it; expected ….src_alpha.txt, with ….tgt.txt beside it")
+    return path.with_name(path.name.replace("src_alpha", "tgt"))
 
 
 def read_wikisplit(path: Path) -> Iterator[Example]:
@@ -137,7 +150,7 @@ def read_wikisplit(path: Path) -> Iterator[Example]:
 def read_sgd(path: Path, service: str) -> Iterator[Example]:
     """One service's system turns of Schema-Guided Dialogue, as JSON lines `{"service", "acts", "text"}`, an act being
     `{"act", "slot", "values"}`: `offer hotel name : Aloft | inform count : 8` -> what the system says."""
-    records = [json.loads(line) for line in read_lines(path)]
+    records = [record for _, record in read_records(path)]
     chosen = [record for record in records if record["service"] == service]
     if not chosen:
         services = sorted({record["service"] for record in records})
@@ -157,6 +170,11 @@ FORMATS: dict[str, Reader] = {
 FORMAT_NAMES = (*FORMATS, "sgd:SERVICE")
 
 
+def files_of(path: Path, format_name: str) -> tuple[Path, ...]:
+    """All files that `read_examples` reads."""
+    return (path, commongen_targets(path)) if format_name == "commongen" else (path,)
+
+
 def grouped(rows: Iterable[tuple[str, str]]) -> Iterator[Example]:
     """One example per distinct input, in the order of their first rows, as the challenges group references."""
     targets: dict[str, list[str]] = {}
@@ -166,18 +184,31 @@ def grouped(rows: Iterable[tuple[str, str]]) -> Iterator[Example]:
 
 
 def two_columns(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in read_lines(path):
         columns = line.split("\t")
         if len(columns) != 2:
             raise BadExamples(f"line {number}: {len(columns)} columns; expected two, a tab between them")
         yield columns[0], columns[1]
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file of JSON lines, each with its line's number."""
+    for number, line in read_lines(path):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise BadExamples(f"line {number}, column {error.colno} is no JSON: {error.msg}") from error
+        if not isinstance(record, dict):
+            raise BadExamples(f"line {number}: expected a JSON object")
+        yield number, record
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, each with its number in the file, from 1."""
     with open_text(path) as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if text := line.rstrip("\r\n"):
-                yield text
+                yield number, text
 
 
 def open_text(path: Path) -> Any:

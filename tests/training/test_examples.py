@@ -41,18 +41,21 @@ SGD = "".join(
 )
 
 FILES = {
-    "jsonl": ("a.jsonl", '{"input": "a", "target": "b"}\n\n{"input": "c", "targets": ["d", "e"]}\n'),
-    "tsv": ("a.tsv", "a\tb\na\tc\r\nd\te\u2028f\n"),
+    "jsonl": (
+        "a.jsonl",
+        '{"input": "a", "target": "b"}\n\n{"input": "c", "targets": ["d", "e"]}\n{"input": "a", "target": "f"}\n',
+    ),
+    "tsv": ("a.tsv", "a\tb\nd\te\u2028f\na\tc\r\n"),
     "e2e": ("a.csv", E2E),
     "webnlg": ("a.jsonl", WEBNLG + "\n"),
     "dart json": ("a.json", json.dumps([MARS_HILL])),
     "dart xml": ("a.xml", DART_XML),
-    "commongen": ("commongen.dev.src_alpha.txt", "field stand look\nfield stand look\nski mountain\n"),
+    "commongen": ("commongen.dev.src_alpha.txt", "field stand look\nfield stand look\n\nski mountain\n\n"),
     "wikisplit": ("a.tsv", "A , and B .\tA . <::::> B .\n"),
     "sgd:Hotels_1": ("a.jsonl", SGD),
 }
 EXPECTED = {
-    "jsonl": [Example("a", ("b",)), Example("c", ("d", "e"))],
+    "jsonl": [Example("a", ("b", "f")), Example("c", ("d", "e"))],
     "tsv": [Example("a", ("b", "c")), Example("d", ("e\u2028f",))],
     "e2e": [
         Example(
@@ -85,7 +88,7 @@ EXPECTED = {
 def test_each_format_is_read_as_its_authors_write_it(tmp_path: Path, case: str, zipped: bool) -> None:
     name, text = FILES[case]
     write(tmp_path / name, text, zipped)
-    write(tmp_path / "commongen.dev.tgt.txt", "One stands.\nHe looks.\nThey ski.\n", zipped)
+    write(tmp_path / "commongen.dev.tgt.txt", "One stands.\nHe looks.\n\nThey ski.\n", zipped)
     path = tmp_path / (name + ".gz" if zipped else name)
     assert read_examples(path, case.split()[0]) == EXPECTED[case]
 
@@ -101,12 +104,16 @@ def write(path: Path, text: str, zipped: bool) -> None:
     ("format_name", "text", "complaint"),
     [
         ("jsonl", '{"input": "a", "target": "b"}\n{"input": "a"}\n', "line 2: expected"),
+        ("jsonl", '\n\n{"input": "a"}\n', "line 3: expected"),
         ("jsonl", '{"input": 5, "target": "b"}\n', "line 1: expected"),
         ("jsonl", '{"input": "a", "targets": []}\n', "line 1: expected"),
         ("jsonl", "not json\n", "cannot be read as 'jsonl'"),
+        ("jsonl", '\n{"input": "a", target": "b"}\n', "line 2, column 16 is no JSON"),
         ("jsonl", "[1]\n", "cannot be read as 'jsonl'"),
         ("jsonl", WEBNLG, "is this WebNLG's own file"),
         ("tsv", "a\tb\tc\n", "line 1: 3 columns; expected two"),
+        ("tsv", "a\tb\n\nc\n", "line 3: 1 columns; expected two"),
+        ("commongen", "field stand\n", "no src_alpha in it; expected"),
         ("e2e", "a,b\n1,2\n", "KeyError"),
         ("dart", "{}", "holds no examples"),
         ("jsonl", "", "holds no examples"),
@@ -123,6 +130,15 @@ def test_a_file_that_is_something_else_is_refused_with_the_place(
     path.write_text(text)
     with pytest.raises(BadExamples, match=complaint):
         read_examples(path, format_name)
+
+
+def test_commongen_lines_that_have_no_counterpart_are_told(tmp_path: Path) -> None:
+    path, beside = tmp_path / "a.src_alpha.txt", tmp_path / "a.tgt.txt"
+    path.write_text("field stand\n\nski\n")
+    for targets in ("One stands.\nThey ski.\n", "One stands.\n\n", "One stands.\nThey ski.\n\n"):
+        beside.write_text(targets)
+        with pytest.raises(BadExamples, match=r"line [23] stands in one of the two files alone"):
+            read_examples(path, "commongen")
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:
