@@ -4,9 +4,9 @@ Knows our client and the metrics. Knows nothing of weights: what is scored is wh
 at once, their inputs mixed, so their rows share the server's steps.
 """
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -63,34 +63,22 @@ class Report:
 async def ask(
     client: AsyncClient, test_sets: Sequence[TestSet], concurrency: int, parameters: Mapping[str, Any]
 ) -> list[Answers]:
-    """Ask every input once, at most `concurrency` at a time, the tasks by turns. Raises the client's errors."""
-    free = asyncio.Semaphore(concurrency)
-    texts: list[list[str]] = [[""] * len(test_set.examples) for test_set in test_sets]
+    """Ask every input once, at most `concurrency` at a time, the tasks by turns. A server that has no room for one now
+    is asked again when it says; every other error of the client's is raised."""
+    turns = by_turns(test_sets)
+    tasks = [test_sets[which].task_id for which, _ in turns]
+    inputs = [test_sets[which].examples[index].inputs for which, index in turns]
+    texts: list[list[str]] = [[] for _ in test_sets]
     versions: list[set[int | None]] = [set() for _ in test_sets]
-
-    async def ask_one(which: int, index: int) -> None:
-        test_set = test_sets[which]
-        async with free:
-            answer = await client.generate(test_set.task_id, test_set.examples[index].inputs, **parameters)
-        texts[which][index] = answer.generated_text.strip()
+    async with aclosing(client.map(tasks, inputs, concurrency=concurrency, **parameters)) as arriving:
+        answers = [answer async for answer in arriving]
+    for (which, _), answer in zip(turns, answers, strict=True):
+        texts[which].append(answer.generated_text.strip())
         versions[which].add(answer.version)
-
-    await all_or_first_error([ask_one(which, index) for which, index in by_turns(test_sets)])
     return [
         Answers(tuple(found), next(iter(seen)) if len(seen) == 1 else None)
         for found, seen in zip(texts, versions, strict=True)
     ]
-
-
-async def all_or_first_error(calls: Sequence[Any]) -> None:
-    """Run all; the first that fails ends the others, and its own error is raised, not a group of them."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def by_turns(test_sets: Sequence[TestSet]) -> list[tuple[int, int]]:

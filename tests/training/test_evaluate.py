@@ -22,17 +22,22 @@ PLACES = TestSet(
 
 
 class Parrot:
-    """Answers ` a <inputs> one` from the given version, and notes who asked for what."""
+    """Answers ` a <inputs> one` from the given version, and notes who asked for what. The first `num_refusals` times
+    that it is asked it has no room."""
 
-    def __init__(self, versions: dict[str, list[int]]) -> None:
+    def __init__(self, versions: dict[str, list[int]], num_refusals: int = 0) -> None:
         self.asked: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._at_once = 0
         self._versions = versions
+        self._num_refusals = num_refusals
         self.app = Starlette(routes=[Route("/generate", self._generate, methods=["POST"])])
 
     async def _generate(self, request: Request) -> Response:
         body = await request.json()
+        if self._num_refusals:
+            self._num_refusals -= 1
+            return JSONResponse({"error": "busy", "error_type": "overloaded"}, 429, {"retry-after": "0"})
         self.asked.append(body)
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
@@ -78,6 +83,16 @@ def test_parameters_are_sent_with_every_request() -> None:
 def test_a_refusal_ends_the_evaluation_with_the_servers_own_error() -> None:
     with pytest.raises(NotFound, match="no task 'colours'"):
         Parrot({}).answers(COLOURS)
+
+
+def test_a_server_that_is_full_is_asked_again_until_it_has_room() -> None:
+    parrot = Parrot({"colours": [1], "places": [1]}, num_refusals=100)
+    answers = parrot.answers(COLOURS, PLACES)
+    assert [answer.texts for answer in answers] == [
+        ("a red one", "a blue one"),
+        ("a here one", "a there one", "a up one"),
+    ]
+    assert len(parrot.asked) == 5
 
 
 def test_answers_of_two_versions_are_told_apart_from_those_of_one() -> None:
