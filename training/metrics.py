@@ -25,7 +25,8 @@ WEBNLG_REFERENCES = 3
 
 @dataclass(frozen=True, slots=True)
 class Bleu:
-    """`score` is 0 to 100; `signature` says how it was computed, in sacrebleu's words."""
+    """`score` is 0 to 100; `signature` says how it was computed, in sacrebleu's words, and what was done to the text
+    before sacrebleu had it."""
 
     score: float
     signature: str
@@ -40,7 +41,8 @@ def bleu_webnlg(answers: Sequence[str], references: Sequence[Sequence[str]]) -> 
     """The BLEU of WebNLG 2017 and DART: lower case, ASCII, split at every non-word character, three references."""
     scorer = BLEU(tokenize="none", smooth_method="none", force=True)
     split = [[split_webnlg(text) for text in texts[:WEBNLG_REFERENCES]] for texts in references]
-    return _corpus_bleu(scorer, [split_webnlg(answer) for answer in answers], split)
+    bleu = _corpus_bleu(scorer, [split_webnlg(answer) for answer in answers], split)
+    return Bleu(bleu.score, f"{bleu.signature}|text:lower,unidecode,split")
 
 
 def split_webnlg(text: str) -> str:

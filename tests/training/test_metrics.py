@@ -58,6 +58,12 @@ def test_webnlg_bleu_uses_three_references_and_ignores_case_and_accents() -> Non
     assert bleu_webnlg(["something else entirely, a fourth one"], references).score == 0
 
 
+def test_webnlgs_signature_tells_what_was_done_before_sacrebleu() -> None:
+    signature = bleu_webnlg(["a b c d"], [["A b c d", "x"]]).signature
+    assert signature.startswith("nrefs:2|case:mixed|eff:no|tok:none|smooth:none|")
+    assert signature.endswith("|text:lower,unidecode,split")
+
+
 def test_rouge_l_takes_the_best_precision_and_the_best_recall() -> None:
     # "a b c" against "a x c y" (2 of 4) and "c" (1 of 1): precision 2/3, recall 1
     found = rouge_l([["a", "b", "c"]], [[["a", "x", "c", "y"], ["c"]]])
