@@ -3,14 +3,15 @@
 Knows files. A checkpoint appears whole or not at all, and is read without unpickling code (`weights_only=True`).
 """
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from training.errors import OtherRun
+from training.errors import BadExamples, OtherRun
 
 State = dict[str, Any]  # tensors, numbers, texts, and lists and dicts of them
 
@@ -33,6 +34,18 @@ def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None
     state: State = torch.load(path, map_location="cpu", weights_only=True)
     check_same_run(path, state["made_with"], made_with)
     return state
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Of what files hold, one after another. Raises `BadExamples` where one cannot be read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        except OSError as error:
+            raise BadExamples(f"{path} cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def check_same_run(path: Path, found: Mapping[str, object], expected: Mapping[str, object]) -> None:

@@ -55,10 +55,11 @@ def columns(curve: Curve) -> tuple[list[int], list[float]]:
 
 
 class EventLog:
-    """TensorBoard's events of one run. A run that is resumed at `step` takes back what was written after it."""
+    """TensorBoard's events of one run, in a file for each time that it was begun or resumed. Of the earlier files
+    TensorBoard no longer shows what comes after `step`, where the run goes on; they still hold it."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step)

@@ -21,5 +21,9 @@ class OtherRun(TrainingError):
     """A checkpoint to resume from that was made with other settings, data or weights."""
 
 
+class Diverged(TrainingError):
+    """Training whose loss, or whose prefix, is no finite number any more."""
+
+
 class NotConvertible(TrainingError):
     """A file that is none of the kinds that can be read, or a form that it cannot be written in."""

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,11 +18,11 @@ from typing import Any
 from prefix_store.formats import dump
 from prefix_store.names import is_task_id
 from training.backbone import FrozenBackbone
-from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint, sha256_of
 from training.curves import EventLog, draw_curves, write_curves
 from training.encoding import Encoded, encode
-from training.errors import BadSettings
-from training.examples import read_examples, reader_of
+from training.errors import BadSettings, Diverged
+from training.examples import files_of, read_examples, reader_of
 from training.prefix_tuning import TunedPrefix
 from training.progress_bar import ProgressBar
 from training.settings import Settings
@@ -47,7 +48,8 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return self.out.with_suffix(".run")
+        """`e2e.run` for `e2e.safetensors`; the whole name of any other out, `e2e.v1.run` for `e2e.v1`."""
+        return self.out.with_name(self.out.name.removesuffix(".safetensors") + ".run")
 
     @property
     def checkpoint(self) -> Path:
@@ -55,18 +57,20 @@ class Job:
 
 
 class Run:
-    """One job with its training; writes the checkpoints, and at the end the prefix and its record."""
+    """One job with its training; writes the checkpoints, and at the end the prefix and its record.
 
-    def __init__(self, job: Job, backbone: FrozenBackbone, resume: bool) -> None:
+    Takes the job's folder: without `resume` what an earlier run left in it is removed.
+    """
+
+    def __init__(self, job: Job, training: TaskTraining, backbone: FrozenBackbone, resume: bool) -> None:
         self.job = job
+        self.training = training
         self._backbone = backbone
         self._made_with = made_with(job, backbone)
-        tuned = TunedPrefix(backbone, job.settings)
-        self.training = TaskTraining(job.task_id, tuned, job.settings, *encode_both(job, backbone))
         if resume:
             self._resume()
         else:
-            shutil.rmtree(job.folder, ignore_errors=True)  # what an earlier run left
+            shutil.rmtree(job.folder, ignore_errors=True)
         self._events = EventLog(job.folder / "tensorboard", self.training.progress.step)
 
     def stepped(self) -> None:
@@ -94,6 +98,10 @@ class Run:
         record = json.dumps(self._record(body), indent=2, ensure_ascii=False)
         (self.job.folder / "run.json").write_text(record + "\n", encoding="utf-8")
         self.job.checkpoint.unlink(missing_ok=True)
+
+    def diverged(self) -> None:
+        """Leave the last checkpoint and an earlier run's prefix as they are."""
+        self._events.close()
 
     def _resume(self) -> None:
         state = load_checkpoint(self.job.checkpoint, self._made_with)
@@ -150,6 +158,7 @@ class Runs:
     def __init__(self, runs: Sequence[Run], bar: ProgressBar) -> None:
         self._runs = {run.job.task_id: run for run in runs}
         self._bar = bar
+        self._diverged: list[TaskTraining] = []
 
     def stepped(self, training: TaskTraining) -> None:
         self._runs[training.task_id].stepped()
@@ -162,6 +171,15 @@ class Runs:
     def finished(self, training: TaskTraining) -> None:
         self._runs[training.task_id].finished()
 
+    def diverged(self, training: TaskTraining) -> None:
+        self._runs[training.task_id].diverged()
+        self._diverged.append(training)
+
+    def check(self) -> None:
+        """Raises `Diverged`, which names every task that did."""
+        if self._diverged:
+            raise Diverged("; ".join(map(divergence_told, self._diverged)))
+
 
 def run_jobs(
     jobs: Sequence[Job],
@@ -170,11 +188,31 @@ def run_jobs(
     resume: bool = False,
     rows_per_pass: int = DEFAULT_ROWS_PER_PASS,
 ) -> None:
-    """Train all jobs over one backbone, in shared passes. With `resume`, finished ones are left as they are."""
+    """Train all jobs over one backbone, in shared passes. With `resume`, finished ones are left as they are.
+
+    Whatever is wrong with a job is raised before anything is removed or trained, but `Diverged` once the others have
+    come to their ends.
+    """
+    check_folders(jobs)
     waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
-    runs = [Run(job, backbone, resume) for job in waiting]
+    trainings = [read_training(job, backbone) for job in waiting]
+    listener = Runs([Run(*both, backbone, resume) for both in zip(waiting, trainings, strict=True)], bar)
     with bar:
-        train_together(backbone, [run.training for run in runs], Runs(runs, bar), rows_per_pass)
+        train_together(backbone, trainings, listener, rows_per_pass)
+    listener.check()
+
+
+def check_folders(jobs: Sequence[Job]) -> None:
+    """Raises `BadSettings` where two jobs would remove each other's work."""
+    shared = [folder for folder, number in Counter(job.folder for job in jobs).items() if number > 1]
+    if shared:
+        raise BadSettings(f"several tasks would write to {shared[0]}; give each an out of its own")
+
+
+def read_training(job: Job, backbone: FrozenBackbone) -> TaskTraining:
+    """The job at its beginning, with all its data. Raises `BadExamples` and `BadSettings`; writes nothing."""
+    train, dev = encode_both(job, backbone)
+    return TaskTraining(job.task_id, TunedPrefix(backbone, job.settings), job.settings, train, dev)
 
 
 def is_finished(job: Job, backbone: FrozenBackbone) -> bool:
@@ -192,8 +230,8 @@ def made_with(job: Job, backbone: FrozenBackbone) -> dict[str, Any]:
         "backbone": backbone.fingerprint,
         "precision": backbone.precision,
         "format": job.format_name,
-        "data": file_sha256(job.data),
-        "valid": None if job.valid is None else file_sha256(job.valid),
+        "data": sha256_of(files_of(job.data, job.format_name)),
+        "valid": None if job.valid is None else sha256_of(files_of(job.valid, job.format_name)),
         **dataclasses.asdict(job.settings),
     }
 
@@ -210,6 +248,10 @@ def pairs_told(path: Path | None, encoded: Encoded) -> dict[str, Any]:
     return {"path": str(path), "num_pairs": len(encoded.pairs), "num_too_long": encoded.num_too_long}
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def divergence_told(training: TaskTraining) -> str:
+    step, loss = training.progress.train_losses[-1]
+    what = "the prefix is not finite" if training.loss_is_finite else f"the loss is {loss}"
+    return (
+        f"{training.task_id} diverged: at step {step} {what}, so no prefix was written; "
+        f"try a lower learning rate than {training.settings.learning_rate}"
+    )

@@ -73,8 +73,18 @@ class TaskTraining:
         return patience is not None and self.progress.worse_evaluations >= patience
 
     @property
+    def loss_is_finite(self) -> bool:
+        """Whether the last step's is; once it is not, no later one is."""
+        return all(math.isfinite(loss) for _, loss in self.progress.train_losses[-1:])
+
+    @property
+    def diverged(self) -> bool:
+        """Whether what came of it is of no use: its last loss, or the result itself, is no finite number."""
+        return not (self.loss_is_finite and self.result.isfinite().all())
+
+    @property
     def is_done(self) -> bool:
-        return self.progress.step >= self.num_steps or self.stopped_early
+        return self.progress.step >= self.num_steps or self.stopped_early or not self.loss_is_finite
 
     @property
     def is_to_be_evaluated(self) -> bool:

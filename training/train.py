@@ -29,13 +29,15 @@ def losses_under_prefixes(
 
 
 class Listener(Protocol):
-    """Hears of each task's steps; a method returns before training goes on."""
+    """Hears of each task's steps; a method returns before training goes on. The last is `finished` or `diverged`."""
 
     def stepped(self, training: TaskTraining) -> None: ...
 
     def evaluated(self, training: TaskTraining) -> None: ...
 
     def finished(self, training: TaskTraining) -> None: ...
+
+    def diverged(self, training: TaskTraining) -> None: ...
 
 
 def train_together(
@@ -45,15 +47,19 @@ def train_together(
     rows_per_pass: int = DEFAULT_ROWS_PER_PASS,
     losses_of: Losses = losses_under_prefixes,
 ) -> None:
-    """Train every task to its end. A pass holds at most `rows_per_pass` rows; a step that has more accumulates."""
+    """Train every task to its end, or until it diverges; the others go on. A pass holds at most `rows_per_pass` rows;
+    a step that has more accumulates."""
     active = list(trainings)
     while active:
         for training in [training for training in active if training.is_done]:
-            listener.finished(training)
             active.remove(training)
+            if training.diverged:
+                listener.diverged(training)
+            else:
+                listener.finished(training)
         if active:
             run_step(backbone, active, rows_per_pass, losses_of)
-        for training in active:
+        for training in [training for training in active if training.loss_is_finite]:
             if training.is_to_be_evaluated:
                 training.take_dev_loss(dev_loss(backbone, training, rows_per_pass, losses_of))
                 listener.evaluated(training)

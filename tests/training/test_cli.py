@@ -69,6 +69,7 @@ def test_a_preset_can_be_changed_in_part(write_pairs: Write, tmp_path: Path, che
         (["--prompt-template", "no place"], "exactly one {inputs}"),
         (["--precision", "float16"], "no precision 'float16'"),
         (["--num-virtual-tokens", "128"], "the backbone's context is 128"),
+        (["--learning-rate", "1e37", "--mlp-width", "16"], "colours diverged: at step"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_1(
@@ -135,6 +136,15 @@ def test_a_tasks_file_that_is_wrong_is_refused_with_the_task_and_the_key(
     path.write_text(text)
     with pytest.raises(TrainingError, match=complaint):
         read_jobs(path)
+
+
+def test_a_data_file_that_is_missing_is_one_line_and_status_1(
+    tasks_file: Path, tmp_path: Path, checkpoint: Path
+) -> None:
+    (tmp_path / "places.jsonl").unlink()
+    result = call(train_many, tasks_file, "--model", checkpoint, *EXACT)
+    assert result.exit_code == 1
+    assert "places.jsonl" in result.stderr.splitlines()[-1]
 
 
 def test_services_of_one_dialogue_file_are_tasks_of_their_own(tmp_path: Path, checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs on disk: what they leave, and that a killed one goes on to the same end."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -9,16 +10,16 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from prefix_store.formats import parse
 from prefix_store.prefix import Prefix
 from tests.training.conftest import Write, quick
 from training.backbone import FrozenBackbone
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.errors import OtherRun
+from training.errors import BadExamples, BadSettings, Diverged, OtherRun
 from training.progress_bar import ProgressBar
-from training.run import Job, run_jobs
+from training.run import Job, made_with, run_jobs
 from training.settings import Settings
 
 COMMAND = "import sys, torch, typer; torch.set_num_threads(1); from training.cli import train; typer.run(train)"
@@ -65,6 +66,79 @@ def test_the_record_says_what_was_done(write_pairs: Write, tmp_path: Path, backb
     assert lines[0] == "step,train,dev"
     assert len(lines) == 7
     assert (job.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_outs_of_different_names_have_different_folders(write_pairs: Write, tmp_path: Path) -> None:
+    names = ("e2e.safetensors", "e2e.v1", "e2e.v2", "e2e.v3.safetensors")
+    folders = [make_job(write_pairs, tmp_path / name, quick()).folder.name for name in names]
+    assert folders == ["e2e.run", "e2e.v1.run", "e2e.v2.run", "e2e.v3.run"]
+
+
+def test_tasks_that_would_share_a_folder_are_refused_before_it_is_touched(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    jobs = [make_job(write_pairs, tmp_path / "same.safetensors", quick(max_steps=1), name) for name in ("a", "b")]
+    run(jobs[0], backbone)
+    with pytest.raises(BadSettings, match=r"several tasks would write to .*same\.run"):
+        run_jobs(jobs, backbone, quiet())
+    assert (jobs[0].folder / "run.json").exists()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_that_is_missing_is_told_before_an_earlier_run_is_removed(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone, resume: bool
+) -> None:
+    jobs = [make_job(write_pairs, tmp_path / f"{name}.safetensors", quick(max_steps=1), name) for name in ("a", "b")]
+    run_jobs(jobs, backbone, quiet())
+    jobs[1].data.unlink()
+    with pytest.raises(BadExamples, match=r"b\.jsonl.* cannot be read"):
+        run_jobs(jobs, backbone, quiet(), resume)
+    assert all((job.folder / "run.json").exists() for job in jobs)
+
+
+def test_a_diverged_task_keeps_its_earlier_prefix_and_the_others_end(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    earlier = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    run(earlier, backbone)
+    written = earlier.out.read_bytes()
+    wild = make_job(write_pairs, earlier.out, quick(max_steps=9, learning_rate=1e37))
+    tame = make_job(write_pairs, tmp_path / "places.safetensors", quick(max_steps=9), "places")
+    with pytest.raises(
+        Diverged, match=r"^colours diverged: at step \d the loss is (nan|inf).*lower learning rate than 1e\+37$"
+    ):
+        run_jobs([wild, tame], backbone, quiet())
+    assert earlier.out.read_bytes() == written
+    assert tensor_of(tame.out).isfinite().all()
+    assert (tame.folder / "run.json").exists()
+
+
+def test_commongens_targets_are_part_of_what_a_run_was_made_with(tmp_path: Path, backbone: FrozenBackbone) -> None:
+    data, targets = tmp_path / "a.src_alpha.txt", tmp_path / "a.tgt.txt"
+    data.write_text("cup red\n")
+    targets.write_text("a red cup\n")
+    job = Job("words", data, "commongen", None, tmp_path / "words.safetensors", quick(max_steps=1))
+    run(job, backbone)
+    targets.write_text("the red cup\n")
+    with pytest.raises(OtherRun, match="another data"):
+        run(job, backbone, resume=True)
+
+
+def test_a_run_is_made_with_the_sha256_of_its_data(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick())
+    assert made_with(job, backbone)["data"] == hashlib.sha256(job.data.read_bytes()).hexdigest()
+
+
+def test_a_run_that_begins_again_has_tensorboard_forget_what_came_after(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=2))
+    run(job, backbone, resume=True)
+    (path,) = (job.folder / "tensorboard").iterdir()
+    starts = [event.step for event in read_events(path) if event.session_log.status == SessionLog.START]
+    assert starts == [1], "a run that was killed before its first checkpoint has written losses of these steps"
 
 
 def test_tensorboard_finds_every_loss(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:

@@ -33,6 +33,9 @@ class Diary:
     def finished(self, training: TaskTraining) -> None:
         self.entries.append(("finished", training.task_id, training.progress.step))
 
+    def diverged(self, training: TaskTraining) -> None:
+        self.entries.append(("diverged", training.task_id, training.progress.step))
+
     def steps(self, what: str, task_id: str) -> list[int]:
         return [step for kind, task, step in self.entries if (kind, task) == (what, task_id)]
 
@@ -139,6 +142,29 @@ def test_a_run_stops_early_when_the_dev_loss_no_longer_falls(backbone: FrozenBac
     assert training.stopped_early
     assert training.progress.step < 200
     assert training.progress.step == training.progress.best_step + 2 * 2
+
+
+def test_a_task_that_diverges_is_taken_out_at_once_and_the_others_go_on(backbone: FrozenBackbone) -> None:
+    def places() -> TaskTraining:
+        return prepare(backbone, quick(max_steps=6), PLACES, "places")
+
+    together, alone, diary = places(), places(), Diary()
+    train_together(backbone, [prepare(backbone, quick(max_steps=6, learning_rate=1e37)), together], diary)
+    train_together(backbone, [alone], Diary())
+    (step,) = diary.steps("diverged", "colours")
+    assert 1 < step < 6
+    assert diary.steps("stepped", "colours") == list(range(1, step)), "nothing is kept of the step without a loss"
+    assert diary.steps("finished", "colours") == []
+    assert diary.steps("finished", "places") == [6]
+    torch.testing.assert_close(together.result, alone.result, rtol=1e-2, atol=1e-3)
+
+
+def test_a_prefix_that_the_last_step_spoiled_is_not_finished(backbone: FrozenBackbone) -> None:
+    diary = Diary()
+    train_together(
+        backbone, [prepare(backbone, quick(max_steps=1, mlp_width=64, learning_rate=3e37), dev=False)], diary
+    )
+    assert (diary.steps("diverged", "colours"), diary.steps("finished", "colours")) == ([1], [])
 
 
 def test_evaluation_comes_every_so_many_steps_and_at_the_end(backbone: FrozenBackbone) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from training.backbone import FrozenBackbone, load_backbone
 from training.encoding import Encoded, Pair, encode, pad
+from training.errors import Diverged
 from training.examples import Example
 from training.pocket.decoding import answer, bleu
 from training.pocket.packing import PROMPT_TEMPLATE
@@ -50,6 +51,9 @@ class Log:
     def evaluated(self, training: TaskTraining) -> None: ...
 
     def finished(self, training: TaskTraining) -> None: ...
+
+    def diverged(self, training: TaskTraining) -> None:
+        raise Diverged(f"{training.task_id} diverged at step {training.progress.step}")
 
 
 def settings_of(task: Task) -> Settings:
