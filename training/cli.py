@@ -28,7 +28,7 @@ from training.examples import FORMAT_NAMES, guess_format, read_examples
 from training.jobs import choose_format, read_jobs
 from training.progress_bar import ProgressBar
 from training.run import Job, run_jobs
-from training.settings import PRESETS, make_settings
+from training.settings import PRESETS, check_dev_settings, make_settings
 from training.train import DEFAULT_ROWS_PER_PASS
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
@@ -92,6 +92,7 @@ def train(
     }
     with told_errors():
         settings = make_settings(preset, given)
+        check_dev_settings(given, valid)
         job = Job(task, data, format_name or choose_format(preset, data), valid, out, settings)
         train_jobs([job], load_backbone(model, device, precision), upload, api_key, resume, rows_per_pass)
 

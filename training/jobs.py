@@ -10,7 +10,7 @@ from typing import Any
 from training.errors import BadSettings
 from training.examples import guess_format
 from training.run import Job
-from training.settings import PRESETS, make_settings
+from training.settings import PRESETS, check_dev_settings, make_settings
 
 TOP_KEYS = {"out", "defaults", "tasks"}
 FILE_KEYS = {"data", "valid", "format"}
@@ -40,6 +40,7 @@ def make_job(task_id: str, keys: dict[str, Any], base: Path, folder: Path) -> Jo
     given = {name: value for name, value in keys.items() if name not in FILE_KEYS | {"preset"}}
     try:
         settings = make_settings(preset, given)
+        check_dev_settings(given, keys.get("valid"))
     except BadSettings as error:
         raise BadSettings(f"task {task_id}: {error}") from error
     return Job(

@@ -88,6 +88,15 @@ def make_settings(preset: str | None, given: Mapping[str, object]) -> Settings:
     return Settings(**chosen)  # type: ignore[arg-type]  # checked one line above
 
 
+def check_dev_settings(given: Mapping[str, object], valid: object) -> None:
+    """Raises `BadSettings` for what was given of dev losses where there is no dev set, `valid`, to take them on."""
+    for name in ("eval_every", "patience"):
+        if valid is None and given.get(name) is not None:
+            raise BadSettings(
+                f"{name} is {given[name]}, but there is no dev set; give one (valid), or leave {name} out"
+            )
+
+
 def _check_type(name: str, value: object) -> None:
     texts, reals = {"init_text", "prompt_template"}, {"learning_rate", "weight_decay", "max_grad_norm"}
     expected: type | tuple[type, ...] = str if name in texts else (int, float) if name in reals else int

@@ -69,6 +69,8 @@ def test_a_preset_can_be_changed_in_part(write_pairs: Write, tmp_path: Path, che
         (["--prompt-template", "no place"], "exactly one {inputs}"),
         (["--precision", "float16"], "no precision 'float16'"),
         (["--num-virtual-tokens", "128"], "the backbone's context is 128"),
+        (["--patience", "3"], "patience is 3, but there is no dev set"),
+        (["--eval-every", "10"], "eval_every is 10, but there is no dev set"),
         (["--learning-rate", "1e37", "--mlp-width", "16"], "colours diverged: at step"),
     ],
 )
@@ -126,6 +128,7 @@ def test_a_tasks_file_is_defaults_and_each_tasks_own(tasks_file: Path, tmp_path:
         ("[tasks.a]\ndata = 'x.jsonl'\nepochs = 0", "task a: epochs is 0"),
         ("[tasks.'a/b']\ndata = 'x.jsonl'", "'a/b' is no task id"),
         ("[tasks.a]\ndata = 'x.jsonl'\nformat = 'x'", "no format 'x'"),
+        ("[tasks.a]\ndata = 'x.jsonl'\npatience = 2", "task a: patience is 2, but there is no dev set"),
         ("[tasks", "cannot be read"),
     ],
 )
