@@ -57,7 +57,7 @@ def load_backbone(model: str | Path, device: str = "auto", precision: str = "aut
     config = read_config(model)
     if config.activation_function == "gelu_new":
         config.activation_function = "gelu_pytorch_tanh"  # the same function, in one kernel
-    chosen = torch.device(default_device() if device == "auto" else device)
+    chosen = device_named(device)
     try:
         stored, report = GPT2LMHeadModel.from_pretrained(model, config=config, dtype="auto", output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -94,8 +94,9 @@ def shape_of(config: GPT2Config) -> BackboneShape:
     return BackboneShape(config.n_layer, config.n_head, config.n_embd // config.n_head, config.n_positions)
 
 
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def device_named(name: str) -> torch.device:
+    """`auto` is the GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def default_precision(device: torch.device) -> str:

@@ -1,6 +1,8 @@
 """The experiments: that each runs to its report on a tiny backbone, and goes on where it was left."""
 
 import json
+import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,29 @@ def test_what_is_known_is_not_run_again_and_half_a_line_is(lab: Lab, checkpoint:
     assert outcome.trial == lost
     lines = results.read_text().splitlines()
     assert [json.loads(line)["trial"] for line in lines] == [json.loads(line)["trial"] for line in before.splitlines()]
+
+
+def test_a_folder_belongs_to_one_content_of_the_data_unless_it_does_not_tell(
+    lab: Lab, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    copied, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data, copied)
+    place = Place(str(checkpoint), copied, TINY, out, "cpu")
+    with Lab(place, "any", 1, print):
+        told = json.loads((out / "lab.json").read_text())
+    (copied / "commongen" / "commongen.dev.tgt.txt").write_text("one\ntwo\n")
+    with pytest.raises(OtherRun, match="another sha256 of commongen"):
+        Lab(place, "any", 1, print)
+
+    older = {name: fact for name, fact in told.items() if name != "precision" and not name.startswith("sha256")}
+    (out / "lab.json").write_text(json.dumps(older))
+    with Lab(place, "any", 1, print):
+        assert set(json.loads((out / "lab.json").read_text())) == set(told)
+
+
+def test_a_trial_that_diverges_has_a_score_too(lab: Lab) -> None:
+    (outcome,) = lab.run([Trial("e2e", "prefix", mlp_width=64, learning_rate=3e37)])
+    assert outcome.dev_loss == math.inf
 
 
 def test_a_folder_belongs_to_one_backbone_and_scale(lab: Lab, checkpoint: Path, data: Path, out: Path) -> None:

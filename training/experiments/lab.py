@@ -1,7 +1,7 @@
 """Runs trials, several at a time, and keeps what each one came to, so that an experiment goes on where it was left.
 
 Knows processes and files. `trials.jsonl` has one line for each result; what was tuned lies in `tuned/` beside it, and
-both belong to the backbone, scale and data that `lab.json` names.
+both belong to the backbone, precision, scale and data that `lab.json` names.
 """
 
 import json
@@ -12,7 +12,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Self
 
-from training.checkpoint import check_same_run
+from training.backbone import default_precision, device_named
+from training.checkpoint import check_same_run, sha256_of
+from training.experiments.problems import PROBLEMS
 from training.experiments.trials import Trial
 from training.experiments.worker import Place, start_worker, work
 
@@ -32,8 +34,9 @@ class Lab:
     def __init__(self, place: Place, fingerprint: str, num_processes: int, tell: Callable[[str], None]) -> None:
         """`fingerprint` is the backbone's; `tell` hears one line for each result.
 
-        Raises OtherRun if the folder holds results of another backbone, scale or data."""
-        claim(place.out / "lab.json", {"backbone": fingerprint, "data": str(place.data), **asdict(place.scale)})
+        Raises OtherRun if the folder holds results of another backbone, precision, scale or data."""
+        made_with = {"backbone": fingerprint, "data": str(place.data), **asdict(place.scale)}
+        claim(place.out / "lab.json", made_with, computed_with(place))
         self.scale = place.scale
         self._tell = tell
         self._path = place.out / "trials.jsonl"
@@ -86,12 +89,26 @@ class Lab:
         self._tell(describe(result))
 
 
-def claim(path: Path, made_with: dict[str, Any]) -> None:
-    text = json.dumps(made_with, indent=2)
+def claim(path: Path, made_with: dict[str, Any], computed_with: dict[str, str]) -> None:
+    """Adds to the file what it does not tell of `computed_with`: old ones tell none of it, and data may come later."""
+    expected = json.loads(json.dumps({**made_with, **computed_with}))  # as a file gives it back: lists, not tuples
+    found = {}
     if path.exists():
-        check_same_run(path, json.loads(path.read_text(encoding="utf-8")), json.loads(text))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        check_same_run(path, {**computed_with, **found}, expected)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**found, **expected}, indent=2) + "\n", encoding="utf-8")
+
+
+def computed_with(place: Place) -> dict[str, str]:
+    """The precision, and what is in the data of each problem that there is."""
+    folders = {name: (place.data / problem.train).parent for name, problem in PROBLEMS.items()}
+    hashes = {
+        f"sha256 of {name}": sha256_of(sorted(path for path in folder.iterdir() if path.is_file()))
+        for name, folder in folders.items()
+        if folder.is_dir()
+    }
+    return {"precision": default_precision(device_named(place.device)), **hashes}
 
 
 def round_rate(rate: float) -> float:
