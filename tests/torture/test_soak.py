@@ -32,10 +32,12 @@ GAUGES = ("polyprefix_free_slots ", "polyprefix_requests_running ", "polyprefix_
 Samples = list[tuple[float, int]]
 MANY_UPLOADS = TenantLimits(uploads_per_minute=10**6, upload_burst=10**6)
 # What the server may hold is no leak: the warm-up fills the cache of prefixes and every slot to its end, since the
-# system gives memory when it is first written, not when it is asked for.
+# system gives memory when it is first written, not when it is asked for; and it has steps of as many tokens as any that
+# follow, since oneDNN keeps code for each number of rows (of which there are few, see `batching.linear`).
 NUM_SLOTS = 16
 OPTIONS = ("--prefix-cache-bytes", str(8 << 20), "--max-num-seqs", str(NUM_SLOTS))
 LONGEST = {"num_prompt_tokens": 32, "num_new_tokens": 430}
+PROMPT_LENGTHS = range(1, 257)
 
 # `polyprefix serve` that keeps a kilobyte of every request.
 LEAKING = """
@@ -111,6 +113,9 @@ def soak(directory: Path, command: Sequence[str], seconds: float) -> Soaked:
         upload(server, keys[0], ["kept"])
         longest = [generate("kept", key=keys[0], **LONGEST)] * NUM_SLOTS
         asyncio.run(ask_at_once(server.port, longest))
+        for num_tokens in PROMPT_LENGTHS:  # alone, so each is a step of that many
+            prompt = generate("kept", num_prompt_tokens=num_tokens, num_new_tokens=1, key=keys[0])
+            asyncio.run(ask_at_once(server.port, [prompt]))
         asyncio.run(churn(server.port, keys, WARM_UP_SECONDS))
         time.sleep(SETTLING_SECONDS)
         before = held(server, keys[0])
