@@ -1,6 +1,6 @@
 """A server that is asked for more than it can do, and one whose clients hardly read or write.
 
-`pytest -m torture tests/torture/test_overload.py`; seven minutes. The load is made on the same two cores as the answers.
+`pytest -m torture tests/torture/test_overload.py`; seven minutes. The load is made on the same cores as the answers.
 """
 
 import asyncio
