@@ -54,11 +54,13 @@ def test_spaces_at_the_inputs_end_are_the_continuations(server: Running) -> None
     assert [token["text"] for token in each["tokens"]] == [" ", "c"]
 
 
-def test_a_continuation_that_the_inputs_last_token_would_swallow_is_scored_by_its_own(server: Running) -> None:
+def test_a_continuation_that_the_inputs_last_token_would_swallow_is_scored_by_its_own(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merging = json.loads(server.services.tokenizer._backend.to_str())
     merging["model"]["merges"] = [["a", "b"]]
     merging["model"]["vocab"]["ab"] = merging["model"]["vocab"].pop("z")
-    server.services.tokenizer._backend = Backend.from_str(json.dumps(merging))
+    monkeypatch.setattr(server.services.tokenizer, "_backend", Backend.from_str(json.dumps(merging)))
     swallowed, other = score(server, "xa", ["b", "bb"], details=True)
     assert [token["text"] for token in swallowed["tokens"]] == ["b"]
     assert [token["text"] for token in other["tokens"]] == ["b"]  # after "x", "ab": as lm-evaluation-harness has it
