@@ -1,7 +1,7 @@
 """Copies a store: the registry and the files it needs; and makes a store of such a copy.
 
-What is made appears when it is whole. A file that is missing or damaged keeps no other from being copied: it is left
-out, and told.
+What is made appears when it is done. A file that is found missing or damaged keeps no other from being copied: it is
+left out, and told.
 
 Knows folders, files and that their names are their hashes. Knows nothing of tasks.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from prefix_store.blobs import Blobs
 from prefix_store.database import Database
-from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
+from prefix_store.disk import fsync_directory, make_directory, os_errors, read_unless_damaged, write_durably
 from prefix_store.errors import CorruptPrefix, StoreUnavailable
 from prefix_store.files import StoredFile
 from prefix_store.names import file_key
@@ -27,14 +27,15 @@ REGISTRY = "registry.sqlite3"
 
 @dataclass(frozen=True, slots=True)
 class Copied:
-    """How many files were copied, and the names (`tenant/sha256.safetensors`) of those that were missing or damaged."""
+    """How many files were copied, and the names (`tenant/sha256.safetensors`) of those that were found to be missing or
+    damaged."""
 
     num_files: int
     left_out: list[str]
 
 
 def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[str, StoredFile]]) -> Copied:
-    """Copy `database` and the tenants' `files` to `path`. No file is read: damage is found by `restore`, or `verify`.
+    """Copy `database` and the tenants' `files` to `path`. What a file holds, only `restore` and `verify` look at.
 
     Raises `StoreUnavailable`, also where `path` is there already, and `OutOfSpace`.
     """
@@ -53,7 +54,7 @@ def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[
 
 
 def restore(path: Path, into: Path) -> Copied:
-    """Make `into`, which must not be there, a store as the backup `path` has it.
+    """Make `into`, which must not be there, a store as the backup `path` has it. `verify` tells what that lacks.
 
     Raises `StoreUnavailable` and `OutOfSpace`.
     """
@@ -61,7 +62,7 @@ def restore(path: Path, into: Path) -> Copied:
         write_durably(copy / REGISTRY, (path / REGISTRY).read_bytes())
         num_files, damaged = 0, []
         for file in sorted(path.glob("*/*")):
-            body = _read(file)
+            body = read_unless_damaged(file)
             if body is None or hashlib.sha256(body).hexdigest() != file.stem:
                 damaged.append(f"{file.parent.name}/{file.name}")
                 continue
@@ -88,14 +89,6 @@ def _whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
         raise
     fsync_directory(path.parent)
-
-
-def _read(file: Path) -> bytes | None:
-    """None for one that the disk does not give back."""
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None
 
 
 def _fsync_file(path: Path) -> None:

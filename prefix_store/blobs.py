@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from prefix_store.disk import fsync_directory, make_directory, os_errors, write_durably
+from prefix_store.disk import fsync_directory, make_directory, os_errors, read_unless_damaged, write_durably
 from prefix_store.errors import CorruptPrefix
 from prefix_store.names import file_key, tenant_folder
 
@@ -106,7 +106,10 @@ class DirectoryBlobs:
             except OSError as error:
                 if error.errno not in _NO_HARD_LINK:
                     raise
-                write_durably(path, self.read(tenant, name))
+                body = read_unless_damaged(self._path(tenant, name))
+                if body is None:
+                    raise CorruptPrefix(name, "cannot be read") from error
+                write_durably(path, body)
 
     def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
         """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from prefix_store.errors import OutOfSpace, StoreUnavailable
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT}
+_IS_DAMAGED = {errno.EIO, errno.EISDIR}  # this one file is; its neighbours may be whole
 
 
 def make_directory(folder: Path) -> None:
@@ -33,6 +34,16 @@ def write_durably(path: Path, body: bytes) -> None:
         file.write(body)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_unless_damaged(path: Path) -> bytes | None:
+    """None for a file that the disk does not give back. Raises `OSError` for all else: an outage damages nothing."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno not in _IS_DAMAGED:
+            raise
+        return None
 
 
 def fsync_directory(folder: Path) -> None:

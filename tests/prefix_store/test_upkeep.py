@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -318,6 +319,43 @@ def test_a_missing_file_is_left_out_of_a_backup_and_told(store: PrefixStore, hom
     with pytest.raises(CorruptPrefix, match="missing"):
         again.get("default", "poet")
     again.close()
+
+
+def failing_to_read(name: str, code: int) -> Callable[[Path], bytes]:
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(code, os.strerror(code))
+        return read(path)
+
+    return read_bytes
+
+
+@in_a_directory
+def test_a_backup_to_another_disk_leaves_out_what_this_one_does_not_give_back(
+    store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_another_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    unreadable = key_of(store)
+    monkeypatch.setattr(Path, "hardlink_to", to_another_disk)
+    monkeypatch.setattr(Path, "read_bytes", failing_to_read(Path(unreadable).name, errno.EIO))
+    assert store.upkeep.backup(tmp_path / "backup") == Copied(1, [unreadable])
+    assert [file.is_file() for file in (tmp_path / "backup").glob("*/*")] == [True]
+
+
+@in_a_directory
+def test_an_outage_is_no_damage(store: PrefixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(store)
+    store.upkeep.backup(tmp_path / "backup")
+    monkeypatch.setattr(Path, "read_bytes", failing_to_read(Path(key_of(store)).name, errno.ESTALE))
+    with pytest.raises(StoreUnavailable):
+        restore(tmp_path / "backup", tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
 
 
 @in_a_directory
