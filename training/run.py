@@ -100,8 +100,9 @@ class Run:
         self.job.checkpoint.unlink(missing_ok=True)
 
     def diverged(self) -> None:
-        """Leave the last checkpoint and an earlier run's prefix as they are."""
+        """Leave an earlier run's prefix as it is, and no checkpoint: it would lead to the same end."""
         self._events.close()
+        self.job.checkpoint.unlink(missing_ok=True)
 
     def _resume(self) -> None:
         state = load_checkpoint(self.job.checkpoint, self._made_with)
@@ -250,7 +251,12 @@ def pairs_told(path: Path | None, encoded: Encoded) -> dict[str, Any]:
 
 def divergence_told(training: TaskTraining) -> str:
     step, loss = training.progress.train_losses[-1]
-    what = "the prefix is not finite" if training.loss_is_finite else f"the loss is {loss}"
+    if not training.loss_is_finite:
+        what = f"the loss is {loss}"
+    elif not training.dev_loss_is_finite:
+        what = f"the dev loss is {training.progress.dev_losses[-1][1]}"
+    else:
+        what = "the prefix is not finite"
     return (
         f"{training.task_id} diverged: at step {step} {what}, so no prefix was written; "
         f"try a lower learning rate than {training.settings.learning_rate}"

@@ -78,9 +78,17 @@ class TaskTraining:
         return all(math.isfinite(loss) for _, loss in self.progress.train_losses[-1:])
 
     @property
+    def dev_loss_is_finite(self) -> bool:
+        """Whether one of them is, where there are any."""
+        return self._best is not None or not self.progress.dev_losses
+
+    @property
     def diverged(self) -> bool:
-        """Whether what came of it is of no use: its last loss, or the result itself, is no finite number."""
-        return not (self.loss_is_finite and self.result.isfinite().all())
+        """Whether it ended in what is no finite number: its last loss, all dev losses, or the result itself.
+
+        A good dev loss before that changes nothing: who asks for a rate that high is told, and not given the half.
+        """
+        return not (self.loss_is_finite and self.dev_loss_is_finite and self.result.isfinite().all())
 
     @property
     def is_done(self) -> bool:

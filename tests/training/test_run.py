@@ -109,6 +109,7 @@ def test_a_diverged_task_keeps_its_earlier_prefix_and_the_others_end(
     ):
         run_jobs([wild, tame], backbone, quiet())
     assert earlier.out.read_bytes() == written
+    assert not wild.checkpoint.exists(), "it would lead a lower rate's --resume to the same end"
     assert tensor_of(tame.out).isfinite().all()
     assert (tame.folder / "run.json").exists()
 

@@ -1,7 +1,9 @@
 """Training: one task, many tasks, and what is never changed."""
 
+import math
 from collections.abc import Sequence
 
+import pytest
 import torch
 
 from prefix_store.fingerprint import fingerprint
@@ -164,6 +166,15 @@ def test_a_prefix_that_the_last_step_spoiled_is_not_finished(backbone: FrozenBac
     train_together(
         backbone, [prepare(backbone, quick(max_steps=1, mlp_width=64, learning_rate=3e37), dev=False)], diary
     )
+    assert (diary.steps("diverged", "colours"), diary.steps("finished", "colours")) == ([1], [])
+
+
+def test_a_prefix_without_a_finite_dev_loss_is_not_finished(
+    backbone: FrozenBackbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train.dev_loss", lambda *_: math.nan)
+    diary = Diary()
+    train_together(backbone, [prepare(backbone, quick(max_steps=1))], diary)
     assert (diary.steps("diverged", "colours"), diary.steps("finished", "colours")) == ([1], [])
 
 
