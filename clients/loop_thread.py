@@ -58,7 +58,8 @@ class LoopThread:
 
     def close(self) -> None:
         """End the thread, with all that still runs in it. Once more does nothing."""
-        self._thread.close()
+        with self._starting:  # two that close at once would each take half of what there is to do
+            self._thread.close()
 
 
 def result_of(future: Future[T]) -> T:

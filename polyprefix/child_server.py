@@ -21,7 +21,7 @@ NUM_LOG_LINES = 20
 
 
 class ServerFailed(RuntimeError):
-    """The child ended before it was ready, or took too long; the message holds the end of its log."""
+    """The child ended, or took too long to be ready; the message holds the end of its log."""
 
 
 @contextmanager

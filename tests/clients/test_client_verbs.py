@@ -3,7 +3,9 @@
 import hashlib
 import inspect
 import io
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from threading import Barrier
 
 import pytest
 
@@ -243,3 +245,17 @@ def test_to_close_a_client_again_does_nothing(fake):
         client.generate("e2e", "name : X")
         client.close()
     client.close()
+
+
+def test_two_threads_may_close_a_client_at_once(fake):
+    fake.will_answer(200, GENERATION)
+    client, both = Client(fake.url), Barrier(2)
+    client.generate("e2e", "name : X")
+
+    def close():
+        both.wait()
+        client.close()
+
+    with ThreadPoolExecutor(2) as threads:
+        for closing in [threads.submit(close) for _ in range(2)]:
+            closing.result()
