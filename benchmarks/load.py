@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Any
+from typing import Any, cast
 
 CLOSING = b"\r\nconnection: close\r\n"
 NO_CONTENT = b"HTTP/1.1 204"
@@ -88,8 +88,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     def data_received(self, data: bytes) -> None:
         if not self._received:
@@ -190,9 +189,10 @@ async def ask_at_once(port: int, requests: Sequence[bytes]) -> list[Answer]:
             connection.close()
 
 
-def evenly(per_second: float, seconds: float) -> list[float]:
-    """Moments of arrival, in seconds from the first."""
-    return [number / per_second for number in range(round(per_second * seconds))]
+def evenly(per_second: float, seconds: float, num_together: int = 1) -> list[float]:
+    """Moments of arrival, in seconds from the first; `num_together` share each."""
+    numbers = range(round(per_second * seconds))
+    return [number // num_together * num_together / per_second for number in numbers]
 
 
 @dataclass(slots=True)

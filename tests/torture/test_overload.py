@@ -8,12 +8,16 @@ import gc
 import json
 import os
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from operator import truediv
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from benchmarks.load import (
     Answer,
@@ -32,10 +36,12 @@ from tests.torture.slow_clients import begin_every_second, drip_headers, read_sl
 pytestmark = [pytest.mark.torture, pytest.mark.alone, pytest.mark.timeout(900)]
 
 Endless = Coroutine[Any, Any, None]
+T = TypeVar("T")
 
-SECONDS = 60
-CAPACITY_SECONDS = 20
-SETTLING_SECONDS = 10
+# In turns, since the machine may be a third faster in one of them than in the next.
+NUM_TURNS, TURN_SECONDS, SETTLING_SECONDS = 6, 12, 8
+# As a network card hands them over. One by one they would wake server and load for each, which costs more than asking.
+NUM_ARRIVING_TOGETHER = 6
 # All that one tenant may have on 64 slots, running and waiting: more would be refused.
 NUM_AT_ONCE = 64 + 2 * 64
 # Of different lengths, so that rows do not end all at once; the mean is 64.
@@ -57,38 +63,36 @@ def _no_pauses_of_our_own() -> Iterator[None]:
 
 
 @contextmanager
-def on_one_core() -> Iterator[None]:
-    """Where this thread runs. The load of other machines takes no core; this one takes of one, but not now of the
-    server's and now of the engine's, which leaves neither alone."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
+def on_other_machines() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
+    """Runs a load in a thread that gets what the server leaves of the cores: that of other machines takes none."""
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(19,)) as thread:
+        yield lambda load: thread.submit(uvloop.run, load).result()
 
 
-async def capacity(server: ServerProcess, requests: Sequence[bytes]) -> float:
-    """Requests answered in a second where as many wait as may."""
+async def goodput_at_capacity(server: ServerProcess, requests: Sequence[bytes]) -> tuple[float, list[Answer]]:
+    """Requests answered in a second where as many wait as may, and all answers."""
     started_at = time.monotonic() + SETTLING_SECONDS
-    answers = await keep_asking(server.port, requests, NUM_AT_ONCE, SETTLING_SECONDS + CAPACITY_SECONDS)
-    return sum(answer.status == 200 and answer.ended_at >= started_at for answer in answers) / CAPACITY_SECONDS
+    answers = await keep_asking(server.port, requests, NUM_AT_ONCE, SETTLING_SECONDS + TURN_SECONDS)
+    return num_served(answers, started_at) / TURN_SECONDS, answers
 
 
 async def goodput(server: ServerProcess, requests: Sequence[bytes], per_second: float) -> tuple[float, list[Answer]]:
     """Requests answered in full in a second, after the first moments, and all answers."""
     arrivals = Arrivals(server.port)
     started_at = time.monotonic() + SETTLING_SECONDS
-    await arrivals.ask(requests, evenly(per_second, SETTLING_SECONDS + SECONDS))
+    await arrivals.ask(requests, evenly(per_second, SETTLING_SECONDS + TURN_SECONDS, NUM_ARRIVING_TOGETHER))
     answers = await arrivals.finish()
-    ended_at = started_at + SECONDS
-    num_served = sum(answer.status == 200 and started_at <= answer.ended_at <= ended_at for answer in answers)
-    return num_served / SECONDS, answers
+    return num_served(answers, started_at) / TURN_SECONDS, answers
 
 
-def waits_of_refusals(log: Path, since: int, until: int) -> list[float]:
+def num_served(answers: Iterable[Answer], started_at: float) -> int:
+    """In the seconds of a turn that count."""
+    return sum(answer.status == 200 and 0 <= answer.ended_at - started_at <= TURN_SECONDS for answer in answers)
+
+
+def waits_of_refusals(log: Path) -> list[float]:
     """In milliseconds, as the server counts: from the last byte of a request's head read to its answer written."""
-    with log.open("rb") as lines:
-        lines.seek(since)
-        events = [json.loads(line) for line in lines.read(until - since).splitlines()]
+    events = [json.loads(line) for line in log.read_text().splitlines()]
     return [event["ms"] for event in events if event["event"] == "request" and event["status"] == 429]
 
 
@@ -96,36 +100,45 @@ def test_ten_times_the_load_costs_little_goodput_and_is_refused_at_once(
     tmp_path: Path, report: dict[str, float]
 ) -> None:
     (key,) = admit(tmp_path, Tenant(name="acme")).values()
+    at_capacity, overloaded, load_seconds = [], [], 0.0
     with launcher(tmp_path) as launch:
         server = launch()
         upload(server, key, ["task"])
         requests = [generate("task", num_new_tokens=num, key=key) for num in NEW_TOKENS]
-        with on_one_core():  # from here on: what the server started before has all cores
-            once = asyncio.run(capacity(server, requests))
-            before, answered = asyncio.run(goodput(server, requests, once))
-            memory, since = server.resources.memory, (tmp_path / "log").stat().st_size
-            with processor_seconds() as spent:
-                overloaded, answers = asyncio.run(goodput(server, requests, 10 * once))
-            growth, until = server.resources.memory - memory, (tmp_path / "log").stat().st_size
-            after, answered_after = asyncio.run(goodput(server, requests, once))
+        with on_other_machines() as run:
+            once, answered = run(goodput_at_capacity(server, requests))
+            _, answers = run(goodput(server, requests, 10 * once))
+            memory = server.resources.memory  # now that oneDNN has its code for each number of rows
+            for _ in range(NUM_TURNS):
+                once, answers_of_turn = run(goodput_at_capacity(server, requests))
+                at_capacity.append(once)
+                answered += answers_of_turn
+                with processor_seconds() as spent:
+                    ten_times, answers_of_turn = run(goodput(server, requests, 10 * once))
+                overloaded.append(ten_times)
+                answers += answers_of_turn
+                load_seconds += spent[0]
+            growth = server.resources.memory - memory
         assert server.end() == 0
-    at_capacity = (before + after) / 2  # a machine that gets slower or faster all the time changes no ratio
-    answered += answered_after
-    at_server = waits_of_refusals(tmp_path / "log", since, until)
+    at_server = waits_of_refusals(tmp_path / "log")
     waits = [answer.wait * 1000 for answer in answers if answer.status == 429]
-    report["overload_requests_per_second"] = round(10 * once, 1)
-    report["goodput_1x_requests_per_second"] = round(at_capacity, 1)
-    report["goodput_10x_vs_1x"] = round(overloaded / at_capacity, 3)
+    ratio = sum(overloaded) / sum(at_capacity)
+    report["overload_requests_per_second"] = round(10 * mean(at_capacity), 1)
+    report["overload_seconds"] = NUM_TURNS * (SETTLING_SECONDS + TURN_SECONDS)
+    report["goodput_1x_requests_per_second"] = round(mean(at_capacity), 1)
+    report["goodput_10x_vs_1x"] = round(ratio, 3)
+    report["goodput_10x_vs_1x_smallest"] = round(min(map(truediv, overloaded, at_capacity)), 3)
+    report["goodput_10x_vs_1x_largest"] = round(max(map(truediv, overloaded, at_capacity)), 3)
     report["rejected"] = len(waits)
     report["reject_p50_ms"] = round(percentile(waits, 50), 2)
     report["reject_p99_ms"] = round(percentile(waits, 99), 2)
     report["reject_p99_ms_at_server"] = round(percentile(at_server, 99), 2)
     report["overload_memory_growth_mb"] = round(growth / 1e6, 1)
-    report["overload_load_cores"] = round(spent[0] / (SETTLING_SECONDS + SECONDS), 3)
-    assert {answer.status for answer in answered} <= {200, 429}
+    report["overload_load_cores"] = round(load_seconds / (NUM_TURNS * (SETTLING_SECONDS + TURN_SECONDS)), 3)
+    assert {answer.status for answer in answered} == {200}
     assert {answer.status for answer in answers} == {200, 429}
     assert len(at_server) == len(waits)
-    assert overloaded / at_capacity >= 0.95
+    assert ratio >= 0.95
     assert percentile(at_server, 99) <= 20
     assert percentile(waits, 99) <= 20
     assert growth <= MAX_GROWTH
