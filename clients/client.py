@@ -160,7 +160,7 @@ class Client(BaseClient):
         return self._thread.run(self._carrier.carry_out, call)
 
     def close(self) -> None:
-        """End what is in flight, and the thread. What was asked of it cannot be taken up again; closing it can."""
+        """End what is in flight, and the thread. Closing it again does nothing."""
         self._thread.close()
 
     def __enter__(self) -> Self:

@@ -21,13 +21,13 @@ class LoopThread:
 
     def __init__(self, finish: Callable[[], Awaitable[None]]) -> None:
         self._finish = finish
-        self._starting = threading.Lock()
+        self._lock = threading.Lock()
         self._thread = ExitStack()
         self._portal: BlockingPortal | None = None
 
     def start(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> Future[T]:
         """Begin to run it. Cancelling what is returned cancels what runs."""
-        with self._starting:
+        with self._lock:
             if self._portal is None:
                 self._portal = self._thread.enter_context(start_blocking_portal())
                 self._thread.callback(self._portal.call, self._portal.stop, True)
@@ -58,7 +58,7 @@ class LoopThread:
 
     def close(self) -> None:
         """End the thread, with all that still runs in it. Once more does nothing."""
-        with self._starting:  # two that close at once would each take half of what there is to do
+        with self._lock:  # two that close at once would each take half of what there is to do
             self._thread.close()
 
 
