@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 # In turns, since the machine may be a third faster in one of them than in the next.
 NUM_TURNS, TURN_SECONDS, SETTLING_SECONDS = 6, 12, 8
-# Easier to serve than one by one, where server and load are woken for each: see docs/reliability.md for what that costs.
+# Easier to serve than one by one: see docs/reliability.md for by how much.
 NUM_ARRIVING_TOGETHER = 6
 # All that one tenant may have on 64 slots, running and waiting: more would be refused.
 NUM_AT_ONCE = 64 + 2 * 64
@@ -108,7 +108,7 @@ def test_ten_times_the_load_costs_little_goodput_and_is_refused_at_once(
         with on_other_machines() as run:
             once, answered = run(goodput_at_capacity(server, requests))
             _, answers = run(goodput(server, requests, 10 * once))
-            memory = server.resources.memory  # after a turn: the first ones add code that oneDNN keeps for each number of rows
+            memory = server.resources.memory
             for _ in range(NUM_TURNS):
                 once, answers_of_turn = run(goodput_at_capacity(server, requests))
                 at_capacity.append(once)
