@@ -17,9 +17,16 @@ constexpr int LANES = 8;
 constexpr int CACHE_LINE = 64;  // bytes
 constexpr int TOGETHER = 4;     // new tokens of a row that read its keys and values together
 constexpr int CHUNKS = 64;      // of a step's heads: enough to share out evenly, few enough that neighbours stay together
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+
+template <int L>
+struct Lanes {
+    typedef float floats __attribute__((vector_size(4 * L)));
+    typedef int32_t ints __attribute__((vector_size(4 * L)));
+    typedef uint32_t words __attribute__((vector_size(4 * L)));
+};
+typedef Lanes<LANES>::floats floats;
+typedef Lanes<LANES>::ints ints;
+typedef Lanes<LANES>::words words;
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
 struct bfloat16 {
@@ -40,12 +47,43 @@ inline floats load(const bfloat16* source) {
 
 inline void store(float* target, floats x) { std::memcpy(target, &x, sizeof x); }
 
-// Round to nearest, ties to even. NaN stays NaN: those that arise here have no bit set in the half that is cut off.
-inline void store(bfloat16* target, floats x) {
-    const words bits = (words)x;
-    const halves rounded = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, halves);
-    std::memcpy(target, &rounded, sizeof rounded);
-}
+// Twice L numbers, in an order that `store` undoes: bfloat16's even ones and odd ones, which come apart in two operations
+// where their own order takes four.
+template <int L>
+struct Pair {
+    typedef typename Lanes<L>::floats floats;
+    typedef typename Lanes<L>::words words;
+    floats first, second;
+
+    static Pair load(const float* source) {
+        Pair x;
+        std::memcpy(&x.first, source, sizeof x.first);
+        std::memcpy(&x.second, source + L, sizeof x.second);
+        return x;
+    }
+
+    static Pair load(const bfloat16* source) {
+        words x;
+        std::memcpy(&x, source, sizeof x);
+        return {(floats)(x << 16), (floats)(x & 0xffff0000)};
+    }
+
+    void store(float* target) const {
+        std::memcpy(target, &first, sizeof first);
+        std::memcpy(target + L, &second, sizeof second);
+    }
+
+    void store(bfloat16* target) const {
+        const words x = rounded(first) >> 16 | (rounded(second) & 0xffff0000);
+        std::memcpy(target, &x, sizeof x);
+    }
+
+    // To nearest, ties to even, in the upper half. NaN stays NaN: those that arise here have no bit set in the lower one.
+    static words rounded(floats x) {
+        const words bits = (words)x;
+        return bits + 0x7fff + (bits >> 16 & 1);
+    }
+};
 
 inline float to_float(float x) { return x; }
 
@@ -69,10 +107,35 @@ inline floats exp_of_negative(floats x) {
     return p * (floats)((__builtin_convertvector(n, ints) + 127) << 23);
 }
 
-inline float sum(floats x) {
-    x += __builtin_shuffle(x, ints{4, 5, 6, 7, 0, 1, 2, 3});
-    x += __builtin_shuffle(x, ints{2, 3, 0, 1, 6, 7, 4, 5});
-    return x[0] + x[1];
+// Lane i is added to lane i + L / 2, then what that gave to what lies L / 4 further, and so on.
+template <int L>
+inline float sum(typename Lanes<L>::floats x) {
+    for (int width = L / 2; width > 0; width /= 2)
+        for (int lane = 0; lane < width; lane++) x[lane] += x[lane + width];
+    return x[0];
+}
+
+// The sums of L vectors at once, each with the bits that `sum` gives. A round begins with WIDTH vectors, of which number
+// n holds WIDTH partial sums of each of n, n + WIDTH, n + 2 * WIDTH …, and ends with half as many of half as many each.
+template <int L, int WIDTH = L>
+inline typename Lanes<L>::floats sums_of(typename Lanes<L>::floats* vectors) {
+    if constexpr (WIDTH == 1) {
+        return vectors[0];
+    } else {
+        constexpr int HALF = WIDTH / 2;
+        typename Lanes<L>::ints near{}, far{};
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; lane++) {
+            const int group = lane / HALF;  // even ones from the one vector, odd ones from the other
+            near[lane] = group / 2 * WIDTH + lane % HALF + group % 2 * L;
+            far[lane] = near[lane] + HALF;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < HALF; i++)
+            vectors[i] = __builtin_shuffle(vectors[i], vectors[i + HALF], near) +
+                         __builtin_shuffle(vectors[i], vectors[i + HALF], far);
+        return sums_of<L, HALF>(vectors);
+    }
 }
 
 // The second where the first is NaN.
@@ -93,29 +156,48 @@ inline void ask_for(const T* position) {
 // Q new tokens of one head, the first of them over `length` positions, each next one over one more. Strides are of
 // the tokens' queries and outputs; `scores` has room for each one's, up to the next LANES.
 // Tokens together read each key and value once; what a token sums, and in which order, is the same as alone.
+//
+// A head of a slot is a stream too short for the processor to foresee. So while a token alone reads its keys it asks for
+// its values, and while it reads those, for the next head's keys.
 template <int D, int Q, typename T>
 void attend_some(const T* query, int64_t query_stride, const T* keys, const T* values, int64_t length, const T* next_keys,
-                 const T* next_values, float* scores, T* output, int64_t output_stride) {
-    constexpr int NUM_PIECES = D / LANES;
-    constexpr int AT_ONCE = Q == 1 ? NUM_PIECES : std::min(2, NUM_PIECES);  // as many sums as there are registers for
+                 float* scores, T* output, int64_t output_stride) {
+    constexpr int L = std::min(LANES, D / 2), NUM_PAIRS = D / L / 2;
+    typedef typename Lanes<L>::floats Sums;
+    constexpr int AT_ONCE = Q == 1 ? NUM_PAIRS : 1;  // as many sums as there are registers for
+    constexpr int BLOCK = L / Q;  // positions, so many that their products with all queries fill L vectors
     const int64_t end = length + Q - 1, room = (end + LANES - 1) / LANES * LANES;
-    floats q[Q][NUM_PIECES];
+    Pair<L> q[Q][NUM_PAIRS];
 #pragma GCC unroll 8
     for (int t = 0; t < Q; t++)
 #pragma GCC unroll 8
-        for (int i = 0; i < NUM_PIECES; i++) q[t][i] = load(query + t * query_stride + i * LANES);
-    for (int64_t s = 0; s < end; s++) {
-        // A head of a slot is a stream too short for the processor to foresee, so the next head's is asked for meanwhile.
-        if (Q == 1) ask_for<D>(next_keys + s * D);
-        floats products[Q]{};
+        for (int i = 0; i < NUM_PAIRS; i++) q[t][i] = Pair<L>::load(query + t * query_stride + i * 2 * L);
+    const auto multiply = [&](int64_t s, Sums* products, int stride) {
+        if (Q == 1) ask_for<D>(values + s * D);
 #pragma GCC unroll 8
-        for (int i = 0; i < NUM_PIECES; i++) {
-            const floats key = load(keys + s * D + i * LANES);
+        for (int i = 0; i < NUM_PAIRS; i++) {
+            const Pair<L> key = Pair<L>::load(keys + s * D + i * 2 * L);
 #pragma GCC unroll 8
-            for (int t = 0; t < Q; t++) products[t] += q[t][i] * key;
+            for (int t = 0; t < Q; t++) {
+                products[t * stride] += q[t][i].first * key.first;
+                products[t * stride] += q[t][i].second * key.second;
+            }
         }
+    };
+    int64_t s = 0;
+    for (; s + BLOCK <= end; s += BLOCK) {
+        Sums products[L]{};
+#pragma GCC unroll 16
+        for (int b = 0; b < BLOCK; b++) multiply(s + b, products + b, BLOCK);
+        const Sums sums = sums_of<L>(products);
 #pragma GCC unroll 8
-        for (int t = 0; t < Q; t++) scores[t * room + s] = sum(products[t]);
+        for (int t = 0; t < Q; t++) std::memcpy(scores + t * room + s, (const float*)&sums + t * BLOCK, 4 * BLOCK);
+    }
+    for (; s < end; s++) {
+        Sums products[Q]{};
+        multiply(s, products, 1);
+#pragma GCC unroll 8
+        for (int t = 0; t < Q; t++) scores[t * room + s] = sum<L>(products[t]);
     }
 
     floats totals[Q]{};
@@ -134,22 +216,29 @@ void attend_some(const T* query, int64_t query_stride, const T* keys, const T* v
         std::fill(own + length + t, own + end, 0);
     }
 
-    for (int first = 0; first < NUM_PIECES; first += AT_ONCE) {
-        floats sums[Q][AT_ONCE]{};
+    for (int first = 0; first < NUM_PAIRS; first += AT_ONCE) {
+        Pair<L> sums[Q][AT_ONCE]{};
         for (int64_t s = 0; s < end; s++) {
-            if (Q == 1) ask_for<D>(next_values + s * D);
+            if (Q == 1) ask_for<D>(next_keys + s * D);
 #pragma GCC unroll 8
             for (int i = 0; i < AT_ONCE; i++) {
-                const floats value = load(values + s * D + (first + i) * LANES);
+                const Pair<L> value = Pair<L>::load(values + s * D + (first + i) * 2 * L);
 #pragma GCC unroll 8
-                for (int t = 0; t < Q; t++) sums[t][i] += scores[t * room + s] * value;
+                for (int t = 0; t < Q; t++) {
+                    sums[t][i].first += scores[t * room + s] * value.first;
+                    sums[t][i].second += scores[t * room + s] * value.second;
+                }
             }
         }
 #pragma GCC unroll 8
-        for (int t = 0; t < Q; t++)
+        for (int t = 0; t < Q; t++) {
+            const float total = sum<LANES>(totals[t]);
 #pragma GCC unroll 8
-            for (int i = 0; i < AT_ONCE; i++)
-                store(output + t * output_stride + (first + i) * LANES, sums[t][i] / sum(totals[t]));
+            for (int i = 0; i < AT_ONCE; i++) {
+                const Pair<L> mean = {sums[t][i].first / total, sums[t][i].second / total};
+                mean.store(output + t * output_stride + (first + i) * 2 * L);
+            }
+        }
     }
 }
 
@@ -176,7 +265,7 @@ void attend(const T* qkv, T* keys, T* values, const int64_t* rows, T* output, in
             for (int64_t t = 0; t < count;) {
                 const bool is_one = count - t < TOGETHER;
                 (is_one ? attend_some<D, 1, T> : attend_some<D, TOGETHER, T>)(
-                    part(t, 0), 3 * H * D, own_keys, own_values, start + t + 1, keys + place(next), values + place(next),
+                    part(t, 0), 3 * H * D, own_keys, own_values, start + t + 1, keys + place(next),
                     scores.data(), output + ((first + t) * H + h) * D, H * D);
                 t += is_one ? 1 : TOGETHER;
             }
@@ -246,7 +335,7 @@ void logsumexp(const float* logits, float* results, int64_t M, int64_t V) {
             floats sums{};
             for (int64_t v = start; v < std::min(start + PIECE, whole); v += LANES)
                 sums += exp_of_negative(load(row + v) - largest);
-            total += sum(sums);
+            total += sum<LANES>(sums);
         }
         for (int64_t v = whole; v < V; v++) total += std::exp(row[v] - largest);
         results[m] = float(largest + std::log(total));
