@@ -63,7 +63,8 @@ class PackedLinear:
     """Weights in oneDNN's blocked layout, with the activation fused.
 
     oneDNN compiles code for every number of rows that it meets, which takes milliseconds, and keeps it, half a megabyte
-    each: with prompts of all lengths a server would grow by hundreds. So rows of zeros make the numbers few.
+    each: with prompts of all lengths a server would grow by hundreds. So rows of zeros make the numbers few, and most
+    of them can be had beforehand (`numbers_of_rows`).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
@@ -179,6 +180,11 @@ def activate(y: Tensor, activation: str | None) -> Tensor:
     if name == "gelu":
         return F.gelu(y, approximate=algorithm)
     return F.relu(y) if name == "relu" else y
+
+
+def numbers_of_rows(most: int) -> list[int]:
+    """Those that products have where up to `most` rows are asked for."""
+    return sorted({round_up(num_rows) for num_rows in range(1, most + 1)})
 
 
 def round_up(num_rows: int) -> int:

@@ -102,11 +102,13 @@ class Scheduler:
         decoding.sort(key=lambda step: step.row.slot)
         return decoding + self._bounded(reading, len(decoding))
 
+    def max_prompt_tokens_beside(self, num_decoding: int) -> int:
+        """Where any row decodes."""
+        return max(self._min_prefill_tokens, num_decoding * 3 // 2)
+
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
         """The same piece of its prompt for each row of a sequence."""
-        budget: float = self._max_prefill_tokens
-        if num_decoding:
-            budget = max(self._min_prefill_tokens, num_decoding * 3 // 2)
+        budget: float = self.max_prompt_tokens_beside(num_decoding) if num_decoding else self._max_prefill_tokens
         pieces: list[RowStep] = []
         for sequence in reading:
             num_rows = len(sequence.rows)

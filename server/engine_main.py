@@ -146,6 +146,7 @@ def start(channel: Channel, checkpoint: int) -> Engine:
     engine = Engine(
         backbone, allocate.max_num_seqs, allocate.max_model_len, allocate.has_reserve, constrain=follower.begin
     )
+    engine.warm_up()
     channel.send(engine.capacity)
     return engine
 

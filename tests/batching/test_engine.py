@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from batching import kernels
 from batching.engine import Engine
@@ -392,3 +393,29 @@ def test_steps_tell_prompt_tokens_from_decoded_ones():
     assert (engine.last_step.num_prefill_tokens, engine.last_step.num_decode_tokens) == (1, 0)
     engine.step()
     assert (engine.last_step.num_prefill_tokens, engine.last_step.num_decode_tokens) == (0, 1)
+
+
+class PackedProducts(TorchDispatchMode):
+    """Notes the sizes of oneDNN's: rows, outputs, inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.mkldnn._linear_pointwise.default:
+            self.sizes.add((*result.shape, args[0].shape[1]))
+        return result
+
+
+def test_a_step_in_which_rows_decode_asks_for_no_product_that_a_warm_engine_has_not_made():
+    engine = make_engine(MODEL, max_num_seqs=20)
+    with PackedProducts() as beforehand:
+        engine.warm_up()
+    decoding = ask((1, 2), max_new_tokens=250, min_new_tokens=250)
+    others = [ask(make_prompt(3 * i + 1), max_new_tokens=2 * i + 2) for i in range(40)]
+    with PackedProducts() as meanwhile:
+        run(engine, [decoding, *others], {i: 1 + i // 20 * 50 for i in range(1, 41)})
+    assert len(meanwhile.sizes) > 20
+    assert meanwhile.sizes <= beforehand.sizes

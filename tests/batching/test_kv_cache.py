@@ -1,10 +1,12 @@
-"""How many slots there is memory for."""
+"""How many slots there is memory for, and of what kind."""
+
+import mmap
 
 import pytest
 import torch
 
 from batching import kv_cache
-from batching.kv_cache import choose_num_slots
+from batching.kv_cache import KVCache, choose_num_slots
 from prefix_store.prefix import BackboneShape
 
 SHAPE = BackboneShape(n_layer=2, n_head=4, head_dim=16, n_positions=1024)
@@ -27,3 +29,17 @@ def test_pages_of_files_are_no_memory_that_a_container_has_used(tmp_path, monkey
         choose(81)
     (tmp_path / "memory.max").write_text("max\n")
     assert choose(81) == 81
+
+
+@pytest.mark.parametrize("advice", [None, -1])
+def test_a_system_without_large_pages_gives_small_ones(advice, monkeypatch):
+    """One that has no such thing, and one that knows of it and was built without."""
+    if advice is None:
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    else:
+        monkeypatch.setattr(mmap, "MADV_HUGEPAGE", advice, raising=False)
+    cache = KVCache(SHAPE, 3, 8, torch.bfloat16, torch.device("cpu"))
+    for entries in (cache.keys, cache.values):
+        assert entries.shape == (2, 3, 4, 8, 16)
+        assert entries.dtype == torch.bfloat16
+        assert not entries.any()
