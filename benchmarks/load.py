@@ -189,10 +189,9 @@ async def ask_at_once(port: int, requests: Sequence[bytes]) -> list[Answer]:
             connection.close()
 
 
-def evenly(per_second: float, seconds: float, num_together: int = 1) -> list[float]:
-    """Moments of arrival, in seconds from the first; `num_together` share each."""
-    numbers = range(round(per_second * seconds))
-    return [number // num_together * num_together / per_second for number in numbers]
+def evenly(per_second: float, seconds: float) -> list[float]:
+    """Moments of arrival, in seconds from the first."""
+    return [number / per_second for number in range(round(per_second * seconds))]
 
 
 @dataclass(slots=True)
