@@ -17,7 +17,6 @@ from batching.decode_graphs import DecodeGraphs
 from batching.fairness import FairShare
 from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
-from batching.linear import round_up
 from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
 from batching.scheduler import Scheduler
@@ -104,9 +103,10 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Do beforehand what the first step of each size would have to, of those in which rows decode."""
+        """Do beforehand what the first step of each size would have to, where rows decode and none wants its prompt's
+        log-probabilities."""
         num_rows = self.max_num_seqs
-        self.backbone.warm_up(num_rows + self._scheduler.max_prompt_tokens_beside(num_rows), round_up(num_rows))
+        self.backbone.warm_up(num_rows + self._scheduler.max_prompt_tokens_beside(num_rows), num_rows)
 
     def check(self, request: Request | Compile) -> None:
         """Raise `RequestError` if the request can never be served. Pure, so that it may run before queueing."""

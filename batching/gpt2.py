@@ -16,7 +16,7 @@ from batching import kernels
 from batching.attention import AttentionPlan
 from batching.checkpoint import HEAD, BackboneError, Checkpoint
 from batching.kv_cache import KVCache
-from batching.linear import Embedding, Linear, make_embedding, make_linear, numbers_of_rows
+from batching.linear import Embedding, Linear, PackedLinear, make_embedding, make_linear
 from prefix_store.prefix import BackboneShape
 
 if TYPE_CHECKING:
@@ -157,15 +157,11 @@ class Backbone:
         return self.head(hidden_states).float()
 
     def warm_up(self, max_num_tokens: int, max_num_logits: int) -> None:
-        """Make the products of every number of rows once: a number's first takes milliseconds more, and memory."""
-        block = self.blocks[0]  # the others' are of the same shapes
-        for num_rows in numbers_of_rows(max_num_tokens):
-            x = self.position_embeddings.new_zeros(num_rows, self.shape.n_embd)
-            block.qkv(x)
-            block.attention_out(x)
-            block.mlp_out(block.mlp_in(x))
-            if num_rows <= max_num_logits:
-                self.head(x)
+        """Have the code for the products of steps of any size up to this one, where a layer compiles it on demand."""
+        block = self.blocks[0]  # the others' layers are of the same shapes
+        for layer in (block.qkv, block.attention_out, block.mlp_in, block.mlp_out, self.head):
+            if isinstance(layer, PackedLinear):
+                layer.warm_up(max_num_logits if layer is self.head else max_num_tokens)
 
 
 def resolve_device(device: str) -> torch.device:

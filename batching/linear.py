@@ -63,12 +63,12 @@ class PackedLinear:
     """Weights in oneDNN's blocked layout, with the activation fused.
 
     oneDNN compiles code for every number of rows that it meets, which takes milliseconds, and keeps it, half a megabyte
-    each: with prompts of all lengths a server would grow by hundreds. So rows of zeros make the numbers few, and most
-    of them can be had beforehand (`numbers_of_rows`).
+    each: with prompts of all lengths a server would grow by hundreds. So rows of zeros make the numbers few.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str | None = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._row = weight.new_zeros(1, weight.shape[1])
         self._bias = bias
         self._activation, self._algorithm = ACTIVATIONS[activation] if activation else ("none", "")
 
@@ -80,6 +80,11 @@ class PackedLinear:
             x, self._weight, self._bias, self._activation, [], self._algorithm
         )
         return y[:N]
+
+    def warm_up(self, max_num_rows: int) -> None:
+        """Have the code for all numbers of rows up to it; layers of the same shape share it."""
+        for num_rows in sorted({round_up(num_rows) for num_rows in range(1, max_num_rows + 1)}):
+            self(self._row.repeat(num_rows, 1))
 
 
 class PlainLinear:
@@ -180,11 +185,6 @@ def activate(y: Tensor, activation: str | None) -> Tensor:
     if name == "gelu":
         return F.gelu(y, approximate=algorithm)
     return F.relu(y) if name == "relu" else y
-
-
-def numbers_of_rows(most: int) -> list[int]:
-    """Those that products have where up to `most` rows are asked for."""
-    return sorted({round_up(num_rows) for num_rows in range(1, most + 1)})
 
 
 def round_up(num_rows: int) -> int:

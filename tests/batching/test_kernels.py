@@ -16,6 +16,7 @@ NUM_TOKENS = sum(row.num_tokens for row in ROWS)
 
 needs_kernels = pytest.mark.skipif(kernels._library is None, reason="the kernels were not compiled")
 PLANS = [pytest.param(KernelPlan, marks=needs_kernels), SpanPlan]
+SIZES = [(8, torch.float32), (64, torch.float32), (64, torch.bfloat16)]
 
 
 def make_cache(head_dim: int, dtype: torch.dtype, outside: float = 0.0) -> KVCache:
@@ -57,23 +58,26 @@ def test_the_compiled_attention_is_that_of_torch_in_float32(head_dim, dtype, tol
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_what_lies_above_a_row_or_in_a_free_slot_changes_nothing(plan):
-    qkv = make_qkv(8, torch.float32)
-    clean = attend(plan, qkv, make_cache(8, torch.float32))
-    assert torch.equal(attend(plan, qkv, make_cache(8, torch.float32, outside=1e4)), clean)
+@pytest.mark.parametrize(("head_dim", "dtype"), SIZES)
+def test_what_lies_above_a_row_or_in_a_free_slot_changes_nothing(plan, head_dim, dtype):
+    qkv = make_qkv(head_dim, dtype)
+    clean = attend(plan, qkv, make_cache(head_dim, dtype))
+    assert torch.equal(attend(plan, qkv, make_cache(head_dim, dtype, outside=1e4)), clean)
 
 
 @pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("head_dim", "dtype"), SIZES)
+@pytest.mark.parametrize(("slot", "own"), [(1, range(2, 3)), (5, range(4, 21))])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_shows_it_and_harms_no_mate(plan, value):
-    qkv = make_qkv(8, torch.float32)
-    clean = attend(plan, qkv, make_cache(8, torch.float32))
-    cache = make_cache(8, torch.float32)
-    cache.keys[0, 1, 0, 4, 2] = value
-    cache.values[0, 1, 0, 4, 2] = value
+def test_a_row_that_is_not_finite_shows_it_and_harms_no_mate(plan, head_dim, dtype, slot, own, value):
+    qkv = make_qkv(head_dim, dtype)
+    clean = attend(plan, qkv, make_cache(head_dim, dtype))
+    cache = make_cache(head_dim, dtype)
+    cache.keys[0, slot, 0, 4, 2] = value
+    cache.values[0, slot, 0, 4, 2] = value
     output = attend(plan, qkv, cache)
-    assert not output[2].isfinite().all()
-    mates = [i for i in range(NUM_TOKENS) if i != 2]
+    assert not output[own].isfinite().all(dim=-1).any()
+    mates = [i for i in range(NUM_TOKENS) if i not in own]
     assert torch.equal(output[mates], clean[mates])
 
 

@@ -43,10 +43,10 @@ T = TypeVar("T")
 NUM_TURNS, TURN_SECONDS, SETTLING_SECONDS = 6, 12, 8
 # All that one tenant may have on 64 slots, running and waiting: more would be refused.
 NUM_AT_ONCE = 64 + 2 * 64
-# Of different lengths, so that rows do not end all at once: as many of each in any stretch, and in no order, so that not
-# all are of one length where every tenth request is let in. The mean is 64.
-_shuffled = random.Random(0).sample
-NEW_TOKENS = [num for _ in range(200) for num in _shuffled((48, 56, 64, 72, 80), 5)]
+# Of different lengths, so that rows do not end all at once; as many of each in any stretch; and in no order, so that
+# those let in, every tenth say, are not all of one length. The mean is 64.
+LENGTHS, DRAW = (48, 56, 64, 72, 80), random.Random(0)
+NEW_TOKENS = [num for _ in range(200) for num in DRAW.sample(LENGTHS, len(LENGTHS))]
 MAX_GROWTH = 20e6
 
 NUM_SLOW_HEADERS = 500
