@@ -191,7 +191,7 @@ void attend_some(const T* query, int64_t query_stride, const T* keys, const T* v
         for (int b = 0; b < BLOCK; b++) multiply(s + b, products + b, BLOCK);
         const Sums sums = sums_of<L>(products);
 #pragma GCC unroll 8
-        for (int t = 0; t < Q; t++) std::memcpy(scores + t * room + s, (const float*)&sums + t * BLOCK, 4 * BLOCK);
+        for (int t = 0; t < Q; t++) std::memcpy(scores + t * room + s, (const float*)&sums + t * BLOCK, BLOCK * sizeof(float));
     }
     for (; s < end; s++) {
         Sums products[Q]{};

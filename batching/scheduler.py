@@ -103,7 +103,7 @@ class Scheduler:
         return decoding + self._bounded(reading, len(decoding))
 
     def max_prompt_tokens_beside(self, num_decoding: int) -> int:
-        """Where any row decodes."""
+        """How many tokens of prompts a step reads at most, beside so many rows that decode: one or more."""
         return max(self._min_prefill_tokens, num_decoding * 3 // 2)
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
