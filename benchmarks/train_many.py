@@ -9,7 +9,7 @@ up to rounding; they are printed side by side.
     python -m benchmarks.train_many --data DATA [--services 26] [--steps 60] [--model MODEL] [--out FILE.json]
 
 `DATA` holds `sgd_nlg/train.jsonl.gz`. Figures: `train_many_26_vs_single` (with the number of services that were asked
-for) is how many times as long the single commands take together; `..._steps_alone` is the same of the steps alone.
+for) is what the one command takes of the single ones' time together; `..._steps_alone` is the same of the steps alone.
 """
 
 import argparse
@@ -147,8 +147,8 @@ def main() -> None:
     name = f"train_many_{len(services)}_vs_single"
     losses = [(many.dev_losses[service], single.dev_losses[service]) for service in services]
     figures = {
-        name: single.seconds / many.seconds,
-        f"{name}_steps_alone": single.step_seconds / many.step_seconds,
+        name: many.seconds / single.seconds,
+        f"{name}_steps_alone": many.step_seconds / single.step_seconds,
         "mean_dev_loss_many": statistics.mean(one for one, _ in losses),
         "mean_dev_loss_single": statistics.mean(other for _, other in losses),
         "largest_dev_loss_difference": max(abs(one - other) for one, other in losses),
