@@ -12,7 +12,7 @@ from training.backbone import FrozenBackbone, load_backbone
 from training.encoding import Pair, encode, pad
 from training.examples import Example
 from training.experiments.decoding import search
-from training.experiments.methods import METHODS, Method
+from training.experiments.methods import METHODS, Embeddings, Method, Prefix
 from training.experiments.trials import Silence, losses_of_one
 from training.task_training import TaskTraining
 from training.train import train_together
@@ -65,6 +65,12 @@ def test_what_was_tuned_can_be_loaded_again(backbone: FrozenBackbone) -> None:
         prompts = [[1, 2, 3], [4, 5]]
         expected, found = (search(each.start(prompts), 256, 1, 5) for each in (tuned, other))
         assert found == expected, name
+
+
+def test_embeddings_start_as_the_words_whose_keys_and_values_a_prefix_starts_as(backbone: FrozenBackbone) -> None:
+    settings = quick(init_text="red cup", mlp_width=0, num_virtual_tokens=9)  # more than the words have: they repeat
+    embeddings, prefix = Embeddings(backbone, settings), Prefix(backbone, settings)
+    torch.testing.assert_close(embeddings.keys_and_values(), prefix(), rtol=1e-4, atol=1e-4)
 
 
 def test_answers_are_made_on_the_models_device_whatever_the_default_one(

@@ -21,17 +21,16 @@ STARTS = {
 
 def run(lab: Lab) -> Report:
     sizes = lab.scale.low_data_sizes
-    best = lab.search(low_data(lab, Trial("e2e", "prefix", init_text=PROBLEMS["e2e"].words), sizes[-1]))[0].trial
-    scores = {
-        start: [
-            [o.dev_bleu for o in lab.run(replace(low_data(lab, best, size), init_text=text, subset=subset)
+    scores: dict[str, list[list[float]]] = {}
+    for start, text in STARTS.items():
+        best = lab.search(low_data(lab, Trial("e2e", "prefix", init_text=text), sizes[-1]))[0].trial
+        scores[start] = [
+            [o.dev_bleu for o in lab.run(replace(best, num_pairs=size, subset=subset)
                                          for subset in range(lab.scale.num_subsets))]
             for size in sizes
-        ]
-        for start, text in STARTS.items()
-    }  # fmt: skip
+        ]  # fmt: skip
     return Report(
-        title="E2E with little data, by how the prefix starts",
+        title=f"E2E with little data, {lab.scale.low_data_steps} steps, by how the prefix starts",
         columns=["start", *(f"{size} pairs" for size in sizes)],
         rows=[[start, *map(spread, found)] for start, found in scores.items()],
         draw=lambda axes: lines_of(

@@ -23,11 +23,12 @@ STEP_OF_RATES = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A trial with its dev loss and its greedy BLEU on the dev set."""
+    """A trial with its dev loss and its greedy BLEU on the dev set; `num_tuned` is how many numbers it tuned."""
 
     trial: Trial
     dev_loss: float
     dev_bleu: float
+    num_tuned: int
 
 
 class Lab:
@@ -56,7 +57,7 @@ class Lab:
         wanted = list(trials)
         results = self._results([(trial, None) for trial in wanted])
         return [
-            Outcome(trial, result["dev_loss"], result["dev_bleu"])
+            Outcome(trial, result["dev_loss"], result["dev_bleu"], result["num_tuned"])
             for trial, result in zip(wanted, results, strict=True)
         ]
 

@@ -14,7 +14,7 @@ METHODS = {"prefix": Trial("e2e", "prefix", init_text=PROBLEMS["e2e"].words), "f
 
 
 def run(lab: Lab) -> Report:
-    """The learning rate is searched at the middle size, with the same number of tries for both."""
+    """The learning rate is searched at a middle size, on the first subset."""
     sizes = lab.scale.low_data_sizes
     scores: dict[str, list[list[float]]] = {}
     for method, trial in METHODS.items():
@@ -26,7 +26,7 @@ def run(lab: Lab) -> Report:
         ]  # fmt: skip
     means = {method: list(map(mean, found)) for method, found in scores.items()}
     return Report(
-        title="E2E with little data",
+        title=f"E2E with little data, {lab.scale.low_data_steps} steps",
         columns=["tuned", *(f"{size} pairs" for size in sizes)],
         rows=[[method, *map(spread, found)] for method, found in scores.items()],
         draw=lambda axes: lines_of(axes, sizes, means, "training pairs", "dev BLEU"),

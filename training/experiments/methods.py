@@ -24,7 +24,7 @@ from training.settings import Settings
 
 # B rows, T tokens per row, P virtual tokens, H heads, D head_dim
 
-LORA_RANK = 8  # on the attention's projection, with alpha 16 and no dropout: about as many numbers as a prefix of 10
+LORA_RANK = 8  # on the attention's projection, with alpha 16 and no dropout: as many numbers as a prefix of 16
 
 
 class Method(torch.nn.Module, ABC):
@@ -92,10 +92,12 @@ class Embeddings(Method):
     def __init__(self, backbone: FrozenBackbone, settings: Settings) -> None:
         super().__init__()
         self._backbone = backbone
-        generator = torch.Generator().manual_seed(settings.seed)
-        words = backbone.model.transformer.wte.weight
-        chosen = torch.randint(len(words), (settings.num_virtual_tokens,), generator=generator)
-        self.embeddings = torch.nn.Parameter(words[chosen].detach().clone())  # [P, n_embd], from words as Lester's are
+        words, P = backbone.model.transformer.wte.weight, settings.num_virtual_tokens
+        if settings.init_text is None:  # any words, as Lester's start
+            chosen = torch.randint(len(words), (P,), generator=torch.Generator().manual_seed(settings.seed))
+        else:  # those whose keys and values a prefix starts as
+            chosen = torch.tensor((backbone.token_ids(settings.init_text) * P)[:P])
+        self.embeddings = torch.nn.Parameter(words[chosen].detach().clone())  # [P, n_embd]
 
     def forward(self) -> Tensor:
         return self.embeddings

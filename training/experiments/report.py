@@ -60,7 +60,7 @@ def shown(cell: object) -> str:
 
 
 def spread(scores: Sequence[float]) -> str:
-    """Mean ± standard deviation over seeds."""
+    """Mean ± standard deviation."""
     return f"{mean(scores):.1f} ± {stdev(scores):.1f}" if len(scores) > 1 else f"{mean(scores):.1f}"
 
 
