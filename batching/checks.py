@@ -15,12 +15,16 @@ from prefix_store.prefix import BackboneShape
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an engine can serve: its backbone's numbers, its slots, and the tokens of one row."""
+    """What an engine can serve: its backbone's numbers, its slots, and the tokens of one row.
+
+    The last `num_reserved_slots` are never all one request's.
+    """
 
     shape: BackboneShape
     vocab_size: int
     max_num_seqs: int
     max_model_len: int
+    num_reserved_slots: int = 0
 
 
 def check_request(request: Request | Compile, capacity: Capacity) -> None:
@@ -39,9 +43,10 @@ def check_request(request: Request | Compile, capacity: Capacity) -> None:
         _check_constrained(request.sampling_params)
     if sequence.num_prompt_tokens == 0:
         raise RequestError("the prompt has no tokens; feed the end-of-text token in its place")
-    if sequence.num_slots_needed > capacity.max_num_seqs:
+    num_slots = capacity.max_num_seqs - capacity.num_reserved_slots
+    if sequence.num_slots_needed > num_slots:
         what = "num_beams" if len(sequence.prefixes) == 1 else "the number of mixed tasks"
-        raise RequestError(f"{what} is {sequence.num_slots_needed}; the server has {capacity.max_num_seqs} slots")
+        raise RequestError(f"{what} is {sequence.num_slots_needed}; the server has {num_slots} slots for one request")
     max_new_tokens = request.sampling_params.max_new_tokens if isinstance(request, Request) else 0
     num_virtual_tokens = max((prefix.num_virtual_tokens for prefix in prefixes), default=0)
     num_tokens = num_virtual_tokens + sequence.num_prompt_tokens + max_new_tokens

@@ -60,9 +60,9 @@ class Engine:
     ) -> None:
         """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
 
-        `has_reserve`: an eighth of the slots is never given to a tenant that holds its share already. `constrain`
-        follows the constraints that requests may have. `has_decode_graphs`: whether steps that only decode run over
-        fixed shapes, as graphs where the device has them; None: on CUDA.
+        `has_reserve`: an eighth of the slots is never given to a tenant that has its share already, and never to a
+        single request. `constrain` follows the constraints that requests may have. `has_decode_graphs`: whether steps
+        that only decode run over fixed shapes, as graphs where the device has them; None: on CUDA.
         """
         self.backbone = backbone
         self.max_model_len = backbone.shape.n_positions if max_model_len is None else max_model_len
@@ -74,11 +74,13 @@ class Engine:
             max_num_seqs, backbone.shape, self.max_model_len, dtype, device, has_graphs
         )
         self.cache = KVCache(backbone.shape, self.max_num_seqs, self.max_model_len, dtype, device, has_graphs)
-        self.capacity = Capacity(backbone.shape, backbone.vocab_size, self.max_num_seqs, self.max_model_len)
+        num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
+        self.capacity = Capacity(
+            backbone.shape, backbone.vocab_size, self.max_num_seqs, self.max_model_len, num_reserved_slots
+        )
         self._constrain = constrain
         self._runner = ModelRunner(backbone, self.cache, DecodeGraphs(backbone, self.cache) if has_graphs else None)
         self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
-        num_reserved_slots = self.max_num_seqs // 8 if has_reserve else 0
         self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []

@@ -28,7 +28,8 @@ class FairShare:
     """
 
     def __init__(self, num_slots: int, num_reserved_slots: int = 0) -> None:
-        """The last `num_reserved_slots` free slots are not for a tenant that holds its share already."""
+        """The last `num_reserved_slots` free slots are not for a tenant that has its share already, or gets it with all
+        that it asks for at once: a request of more slots than are not reserved would never be served."""
         self._num_slots = num_slots
         self._num_reserved_slots = num_reserved_slots
         self._accounts: dict[str, Account] = {}
@@ -74,11 +75,16 @@ class FairShare:
         allowed = [
             tenant
             for tenant in within or slots_wanted
-            if num_free_slots - slots_wanted[tenant] >= self._num_reserved_slots
+            if self._accounts[tenant].num_slots == 0
+            or self._fits(tenant, slots_wanted[tenant], num_free_slots)
             or self._may_use_reserve(tenant, slots_wanted[tenant])
         ]
         tenant = min(allowed, key=lambda name: self._accounts[name].served, default=None)
-        return tenant if tenant is not None and slots_wanted[tenant] <= num_free_slots else None
+        return tenant if tenant is not None and self._fits(tenant, slots_wanted[tenant], num_free_slots) else None
+
+    def _fits(self, tenant: str, num_slots: int, num_free_slots: int) -> bool:
+        num_kept = 0 if self._may_use_reserve(tenant, num_slots) else self._num_reserved_slots
+        return num_slots <= num_free_slots - num_kept
 
     def _is_within_share(self, tenant: str, num_slots: int) -> bool:
         """Whether the tenant holds nothing yet, or not more than its share with `num_slots` more."""
@@ -86,14 +92,16 @@ class FairShare:
         return account.num_slots == 0 or account.num_slots + num_slots <= math.ceil(self._share(account))
 
     def _may_use_reserve(self, tenant: str, num_slots: int) -> bool:
-        """As `_is_within_share`, but as if one more tenant had work: somebody may come at any time.
+        """Whether it wants its first slot, or stays within its share as if one more tenant had work: somebody may come
+        at any time.
 
         And rounded down. Shares that are rounded up can add up to all that is not reserved; then slots are given by
         those shares and no longer by what was served: with 16 slots weights of 3 to 1 gave 2.6 to 1.
         """
         account = self._accounts[tenant]
         share = self._share(account, weight_of_newcomers=1.0)
-        return account.num_slots == 0 or account.num_slots + num_slots <= math.floor(share)
+        is_first = account.num_slots == 0 and num_slots == 1
+        return is_first or account.num_slots + num_slots <= math.floor(share)
 
     def _share(self, account: Account, weight_of_newcomers: float = 0.0) -> float:
         total = sum(other.weight for other in self._accounts.values()) + weight_of_newcomers

@@ -188,8 +188,8 @@ def _invert_cdf(probs: Tensor, uniforms: Tensor) -> Tensor:
 
 def mixture(logits: Tensor, weights: SequenceOf[float]) -> Tensor:
     """The logarithm of the weighted mean of M rows' next-token distributions: logits `[M, …, V]` -> `[…, V]`."""
-    total = sum(weights)
-    log_weights = torch.tensor([math.log(weight / total) for weight in weights], device=logits.device)
+    log_total = math.log(sum(weights))
+    log_weights = torch.tensor([math.log(weight) - log_total for weight in weights], device=logits.device)
     log_probs = logits.log_softmax(dim=-1) + log_weights.view(-1, *[1] * (logits.dim() - 1))
     return log_probs.logsumexp(dim=0)
 

@@ -29,6 +29,7 @@ from server.bookkeeping import books_kept
 from server.engine_messages import Allocate, BackboneFacts, LoadBackbone, Pulse
 from server.engine_process import EngineProcess
 from server.failure_watch import FailureWatch
+from server.file_room import FileRoom
 from server.first_key import write_first_key
 from server.grammars import Grammars
 from server.heap import give_back_large_blocks
@@ -45,7 +46,6 @@ from server.routes import admin, generate, live, openai, operations, page, score
 from server.services import Services
 from server.settings import Settings
 from server.text import Tokenizer
-from server.upload_room import UploadRoom
 
 ROUTERS = (
     generate.router,
@@ -203,7 +203,7 @@ def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> S
         live=recorder,
         lifecycle=lifecycle,
         limits=Limits(),
-        upload_room=UploadRoom(settings.max_open_upload_bytes),
+        file_room=FileRoom(settings.max_open_upload_bytes),
         failures=FailureWatch(),
         log=log,
     )

@@ -56,6 +56,11 @@ class Limits:
         else:
             tokens = self._bucket(principal, "tokens", limits.tokens_per_minute, limits.tokens_per_minute)
             self._expect(tokens, 1, f"{limits.tokens_per_minute} weighted tokens a minute")
+        self.count(principal)
+
+    def count(self, principal: Principal) -> None:
+        """Count one request that costs no tokens. Raises `RateLimited`."""
+        limits = principal.limits
         if limits.requests_per_minute is not None:
             requests = self._bucket(principal, "requests", limits.requests_per_minute, limits.requests_per_minute)
             self._expect(requests, 1, f"{limits.requests_per_minute} requests a minute")

@@ -102,10 +102,13 @@ def grammar_of(parameters: GenerateParameters) -> tuple[str, Grammar | None]:
         grammar = Grammar("regex", given.value)
     else:
         try:
-            grammar = Grammar("json", json.dumps(_schema_of(given)))
+            grammar = Grammar("json", json.dumps(_schema_of(given), ensure_ascii=False))
         except (ValueError, RecursionError) as error:
             raise InvalidValue(f"{name}: not the JSON of a schema: {error}", name) from None
-    num_bytes = len(grammar.source.encode())
+    try:
+        num_bytes = len(grammar.source.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidValue(f"{name}: not a text: {error.reason}", name) from None
     if num_bytes > MAX_GRAMMAR_BYTES:
         raise InvalidValue(f"{name}: {num_bytes} bytes, expected at most {MAX_GRAMMAR_BYTES}", name)
     return name, grammar

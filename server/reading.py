@@ -104,7 +104,8 @@ class Reading:
             services.metrics.prompt_tokens.inc(num_prompt_tokens)
             services.metrics.generated_tokens.inc(num_generated_tokens)
             services.accounts.observe_row(caller.tenant, part.name, num_prompt_tokens, num_generated_tokens)
-            services.limits.charge(caller.principal, num_prompt_tokens, num_generated_tokens)
+            num_computed_tokens = num_generated_tokens * generation.parameters.num_slots  # by each of the beams
+            services.limits.charge(caller.principal, num_prompt_tokens, num_computed_tokens)
             services.store.usage.add(caller.tenant, part.name, used)
         trace_row(
             get_tracer("polyprefix"),

@@ -3,6 +3,7 @@
 Knows rows and deadlines. Knows nothing of how an answer is written.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -96,7 +97,8 @@ async def _run(services: Services, samples: Sequence[Sample], *, is_streaming: b
                     if added := reading.take():
                         yield added  # what came before the failure is not lost with it
                     if isinstance(error, NotFinite):
-                        await _note_failure(services, generation.asked.parts[error.place].served)
+                        # though the client may leave meanwhile
+                        await asyncio.shield(_note_failure(services, generation.asked.parts[error.place].served))
                     raise
                 yield reading.take()
             if added := reading.take():

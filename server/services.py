@@ -15,6 +15,7 @@ from server.async_engine import AsyncEngine
 from server.engine_messages import BackboneFacts
 from server.errors import Unavailable
 from server.failure_watch import FailureWatch
+from server.file_room import FileRoom
 from server.grammars import Grammars
 from server.lifecycle import Lifecycle
 from server.limits import Limits
@@ -22,7 +23,6 @@ from server.live import Live
 from server.metrics import Metrics
 from server.settings import Settings
 from server.text import Tokenizer
-from server.upload_room import UploadRoom
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Services:
     live: Live
     lifecycle: Lifecycle
     limits: Limits
-    upload_room: UploadRoom
+    file_room: FileRoom
     failures: FailureWatch
     log: FilteringBoundLogger
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -13,7 +13,7 @@ from prefix_store.tenants import Scope
 from server.access import Needs, principal_of
 from server.answers import final_headers
 from server.asked import choose_task
-from server.caller import caller_of
+from server.caller import caller_of, counted
 from server.generation import Generation
 from server.http import read_json, request_id_of, unless_disconnected
 from server.openai.answer_schemas import ChatAnswer, CompletionAnswer, ModelAnswer, ModelsAnswer, OpenAIErrorAnswer
@@ -28,9 +28,9 @@ from server.token_stream import stream_rows
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 MAY_GENERATE = [Depends(Needs(Scope.GENERATE))]
-MAY_READ = [Depends(Needs())]
+MAY_READ = [Depends(Needs()), Depends(counted)]
 ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 422, 424, 429, 500, 503, 504, model=OpenAIErrorAnswer)
-READING = errors(401, 404, 422, 424, 500, 503, model=OpenAIErrorAnswer)
+READING = errors(401, 404, 422, 424, 429, 500, 503, model=OpenAIErrorAnswer)
 PAGE = 1000
 
 

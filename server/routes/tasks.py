@@ -23,8 +23,9 @@ from server.answer_schemas import (
     UploadAnswer,
     VersionAnswer,
 )
-from server.caller import Caller, caller_of
+from server.caller import Caller, caller_of, counted
 from server.errors import Forbidden, InvalidValue, UnsupportedMediaType
+from server.file_answer import FileAnswer
 from server.http import (
     content_type_of,
     max_body_bytes,
@@ -35,15 +36,16 @@ from server.http import (
     validate,
 )
 from server.openapi import errors, json_body, reference, request_body
-from server.parameters import check_combination, with_defaults
+from server.parameters import check_combination, sampling_params, with_defaults
 from server.schemas import MAX_COUNT, ConfigPatch, GenerateParameters, TaskPatch, TextUpload
 from server.services import Services, services_of
 from server.uploads import Candidate, Conditions, max_upload_bytes, publish, read_file, read_text, try_out
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
-MAY_READ = [Depends(Needs())]
-MAY_CHANGE = [Depends(Needs(Scope.TASKS))]
+MAY_UPLOAD = [Depends(Needs(Scope.TASKS))]  # uploads have a limit of their own
+MAY_READ = [Depends(Needs()), Depends(counted)]
+MAY_CHANGE = [*MAY_UPLOAD, Depends(counted)]
 
 Version = Annotated[int | None, Query(ge=1, le=MAX_COUNT)]
 FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -52,7 +54,7 @@ UPLOAD = request_body({**FILE, "application/json": {"schema": reference(TextUplo
 
 @router.put(
     "/{task_id}",
-    dependencies=MAY_CHANGE,
+    dependencies=MAY_UPLOAD,
     responses={
         200: {"model": UploadAnswer, "description": "A new version, or one that was there"},
         201: {"model": UploadAnswer, "description": "A new task"},
@@ -65,7 +67,9 @@ async def upload(request: Request, task_id: str, serve: bool = True) -> Response
     says so; the first version of a new task is served in any case."""
     services, caller = services_of(request), caller_of(request)
     services.check_open(caller.principal)  # before the body: one that has begun to come is work in flight
-    with services.upload_room.taken(max_body_bytes(request, max_upload_bytes(services))):
+    is_text = content_type_of(request) == "application/json"
+    max_bytes = services.settings.max_json_bytes if is_text else max_upload_bytes(services)
+    with services.file_room.taken(caller.tenant, max_body_bytes(request, max_bytes)):
         services.limits.admit_upload(caller.principal)
         check_new_task_id(task_id, services.backbone.name)
         conditions = _conditions(request)
@@ -77,7 +81,7 @@ async def upload(request: Request, task_id: str, serve: bool = True) -> Response
     return _uploaded(task_id, published)
 
 
-@router.get("", dependencies=MAY_READ, responses={200: {"model": TasksAnswer}, **errors(401, 422, 500, 503)})
+@router.get("", dependencies=MAY_READ, responses={200: {"model": TasksAnswer}, **errors(401, 422, 429, 500, 503)})
 async def list_tasks(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
 ) -> Response:
@@ -89,7 +93,7 @@ async def list_tasks(
 @router.get(
     "/{task_id}",
     dependencies=MAY_READ,
-    responses={200: {"model": TaskAnswer}, **errors(401, 404, 422, 424, 500, 503)},
+    responses={200: {"model": TaskAnswer}, **errors(401, 404, 422, 424, 429, 500, 503)},
 )
 async def read_task(request: Request, task_id: str) -> Response:
     task = await asyncio.to_thread(services_of(request).store.task, principal_of(request).tenant, task_id)
@@ -99,16 +103,15 @@ async def read_task(request: Request, task_id: str) -> Response:
 @router.get(
     "/{task_id}/prefix",
     dependencies=MAY_CHANGE,
-    responses={200: {"content": FILE}, **errors(401, 403, 404, 422, 424, 500, 503)},
+    responses={200: {"content": FILE}, **errors(401, 403, 404, 422, 424, 429, 500, 503)},
 )
 async def read_prefix(request: Request, task_id: str, version: Version = None) -> Response:
     """What was uploaded, byte for byte."""
-    store = services_of(request).store
-    tenant = principal_of(request).tenant
-    upload, facts = await asyncio.to_thread(store.upload_bytes, tenant, task_id, version)
+    services, tenant = services_of(request), principal_of(request).tenant
+    upload, facts = await asyncio.to_thread(services.store.upload_bytes, tenant, task_id, version)
     media_type = "application/json" if facts.kind == "text" else "application/octet-stream"
     headers = {"etag": _etag(facts.sha256), "x-task-version": str(facts.version)}
-    return Response(upload, media_type=media_type, headers=headers)
+    return FileAnswer(upload, media_type, headers, services.file_room, tenant)
 
 
 @router.patch(
@@ -116,7 +119,7 @@ async def read_prefix(request: Request, task_id: str, version: Version = None) -
     dependencies=MAY_CHANGE,
     responses={
         200: {"model": TaskAnswer},
-        **errors(400, 401, 403, 404, 408, 412, 413, 415, 422, 424, 500, 503, 507),
+        **errors(400, 401, 403, 404, 408, 412, 413, 415, 422, 424, 429, 500, 503, 507),
     },
     openapi_extra=json_body(TaskPatch),
 )
@@ -127,8 +130,10 @@ async def patch_task(request: Request, task_id: str) -> Response:
         raise Forbidden("only an operator may make a task public")
     if patch.config is not None and patch.config.parameters is not None:
         # Defaults that contradict each other would refuse every request that says nothing.
-        check_combination(with_defaults(GenerateParameters(), patch.config.parameters.model_dump()), stream=False)
-    if_match = _conditions(request).if_match
+        defaults = with_defaults(GenerateParameters(), patch.config.parameters.model_dump())
+        check_combination(defaults, stream=False)
+        sampling_params(defaults, services.engine.max_model_len, has_scores=False)
+    if_match = _if_match(request)
     task = await services.write(
         services.store.patch,
         principal.tenant,
@@ -149,10 +154,10 @@ async def patch_task(request: Request, task_id: str) -> Response:
     "/{task_id}",
     dependencies=MAY_CHANGE,
     status_code=204,
-    responses=errors(401, 403, 404, 412, 422, 424, 500, 503, 507),
+    responses=errors(401, 403, 404, 412, 422, 424, 429, 500, 503, 507),
 )
 async def delete_task(request: Request, task_id: str) -> Response:
-    services, if_match = services_of(request), _conditions(request).if_match
+    services, if_match = services_of(request), _if_match(request)
     await services.write(services.store.delete, principal_of(request).tenant, task_id, if_match)
     await note(request, "task.delete", task_id=task_id)
     return Response(status_code=204)
@@ -189,6 +194,14 @@ def _conditions(request: Request) -> Conditions:
         if_match=None if if_match is None else if_match.removeprefix("W/").strip('"'),
         if_none_match=if_none_match is not None,
     )
+
+
+def _if_match(request: Request) -> str | None:
+    """For what changes a task that is there."""
+    conditions = _conditions(request)
+    if conditions.if_none_match:
+        raise InvalidValue("If-None-Match: * asks for a task that is not there yet, and is for uploads")
+    return conditions.if_match
 
 
 def _patched(patch: ConfigPatch, config: TaskConfig) -> TaskConfig:

@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from batching.engine import Engine
 from batching.fairness import FairShare
+from batching.gpt2 import Backbone
+from batching.types import RequestError
 from tests.batching.support import ask, make_engine, make_model
 
 MODEL = make_model()
@@ -101,6 +104,27 @@ def test_the_reserve_is_kept_for_tenants_below_their_share():
     assert fair_share.choose(2, {"alone": 1}) is None
     fair_share.enter("newcomer", 1.0)
     assert fair_share.choose(2, {"alone": 1, "newcomer": 1}) == "newcomer"
+
+
+def test_a_single_request_never_takes_the_reserve():
+    fair_share = FairShare(num_slots=16, num_reserved_slots=2)
+    fair_share.enter("beams", 1.0)
+    assert fair_share.choose(15, {"beams": 14}) is None
+    assert fair_share.choose(16, {"beams": 14}) == "beams"
+    fair_share.admit("beams", 14, 1)
+    fair_share.enter("newcomer", 1.0)
+    assert fair_share.choose(2, {"newcomer": 1}) == "newcomer"
+
+
+def test_a_request_for_the_reserve_too_is_refused_before_it_waits_for_ever():
+    engine = Engine(Backbone.from_model(MODEL), 16, has_reserve=True)
+    wide = ask((1, 2), num_beams=14, max_new_tokens=2)
+    engine.check(wide)
+    with pytest.raises(RequestError, match="num_beams is 15; the server has 14 slots for one request"):
+        engine.check(ask((1, 2), num_beams=15, max_new_tokens=2))
+    engine.add_request(wide)
+    while engine.has_work:
+        engine.step()
 
 
 def test_a_request_of_many_slots_is_not_overtaken_for_ever():

@@ -52,6 +52,13 @@ def test_a_mixture_and_its_mates_say_what_each_says_alone():
     assert [tokens(row) for row in outputs] == [*ALONE, *alone]
 
 
+def test_a_part_of_no_weight_to_speak_of_changes_nothing():
+    prompt = make_prompt(9)
+    request = ask_mix(prompt, [(A, 5e-324), (B, 1e6)], max_new_tokens=6)
+    mixed, alone = run(make_engine(MODEL), [request, ask(prompt, B, max_new_tokens=6)])
+    assert tokens(mixed) == tokens(alone)
+
+
 def test_log_probabilities_are_the_mixtures():
     prompt = make_prompt(7)
     request = ask_mix(prompt, MIXES[2], max_new_tokens=6, logprobs=3, prompt_logprobs=True)

@@ -1,13 +1,20 @@
 """What is noted of every request, and what happens to a task whose rows fail again and again."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
+import httpx
+import pytest
 import torch
 
 from batching.types import FinishReason, StepOutput
+from prefix_store.errors import UnknownTask
 from prefix_store.prefix import Prefix
 from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant
@@ -64,6 +71,29 @@ def test_what_a_request_brought_about_itself_takes_no_version_out_of_service(
         assert ask("/generate", json={"inputs": FAILING, "task_id": "common"}).status_code == 424
     refused = ask("/generate", json={"inputs": "ab", "task_id": "common"}).json()
     assert refused["error_type"] == "quarantined"
+
+
+def test_a_version_is_quarantined_although_the_client_leaves_at_its_third_failure(start: Start) -> None:
+    server, gate = start(), threading.Event()
+    server.upload("bad")
+    server.upload("other")
+
+    def slowly(*_: object, **__: object) -> None:
+        assert gate.wait(20)
+        raise UnknownTask("other")
+
+    with mock.patch.object(type(server.services.store), "patch", slowly), ThreadPoolExecutor() as threads:
+        changing = threads.submit(server.http.patch, "/tasks/other", json={"version": 1})  # all writes wait behind it
+        for _ in range(2):
+            server.generate(FAILING, status=424, task_id="bad")
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/generate", json={"inputs": FAILING, "task_id": "bad"}, timeout=0.5)
+        server.wait_for_open_rows(0)
+        gate.set()
+        assert changing.result().status_code == 404
+    deadline = time.monotonic() + 20
+    while server.http.get("/tasks/bad").json()["versions"][0]["quarantined"] is None:
+        assert time.monotonic() < deadline
 
 
 def test_a_streams_failures_count_too_and_the_bare_backbone_is_never_quarantined(start: Start) -> None:

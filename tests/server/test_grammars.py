@@ -180,6 +180,7 @@ def test_a_cut_text_is_told_by_its_finish_reason(server: Running) -> None:
         ({"type": "json", "value": {"$ref": "#"}}, "no text"),
         ({"type": "json", "value": {"$ref": "http://127.0.0.1:9/x.json"}}, "127.0.0.1"),
         ({"type": "json", "value": {"enum": ["x" * 40_000]}}, "at most 32768"),
+        ({"type": "json", "value": '{"enum": ["\\ud800"]}'}, "surrogates"),
         ({"type": "json", "value": {"type": "string", "pattern": "("}}, "unclosed group"),
         ({"type": "json", "value": {"x-guidance": {"whitespace_pattern": "("}, "type": "x"}}, "x"),
         ({"type": "json", "value": chain(900)}, "nested too deeply"),
@@ -223,6 +224,12 @@ def test_what_a_grammar_does_not_go_together_with_is_refused(
     server: Running, parameters: dict[str, Any], named: str
 ) -> None:
     assert named in server.generate("x", status=422, grammar=IS_GOOD, **parameters)["error"]
+
+
+def test_a_grammars_length_is_that_of_its_text_as_utf_8(server: Running) -> None:
+    said = "\u98df\u5802" * 4_000  # 24 KB, and 48 KB where each character is written as \\uXXXX
+    schema = {"type": "object", "properties": {"a": {"type": "boolean", "description": said}}, "required": ["a"]}
+    generate(server, grammar={"type": "json", "value": schema})
 
 
 def test_a_nul_is_a_character_like_any_other(server: Running) -> None:

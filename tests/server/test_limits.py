@@ -1,18 +1,21 @@
 """How much a tenant may have: requests, tokens and uploads a minute, rows in the queue."""
 
+import asyncio
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.types import Message
 
 from batching.types import RequestError
 from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from server.access import LOCAL
 from server.errors import Overloaded, RateLimited, Unavailable
+from server.file_answer import FileAnswer
+from server.file_room import FileRoom
 from server.limits import Limits
 from server.room import Room
-from server.upload_room import UploadRoom
 from tests.server.conftest import Guarded, Running, prefix_file
 from tests.server.fakes import EchoEngine, Gate
 
@@ -192,7 +195,7 @@ def test_uploads_beyond_what_fits_in_memory_are_503_before_their_bodies_are_read
         return connection
 
     with begin("one") as first:
-        while server.services.upload_room.num_bytes == 0:
+        while server.services.file_room.num_bytes == 0:
             pass
         with begin("two") as second:
             head = second.recv(65536).decode().lower()
@@ -204,21 +207,92 @@ def test_uploads_beyond_what_fits_in_memory_are_503_before_their_bodies_are_read
         assert first.recv(65536).startswith(b"HTTP/1.1 201 ")
     assert server.http.put("/tasks/two", content=body).status_code == 201
     with begin("one"):  # and a client that leaves gives its room back
-        while server.services.upload_room.num_bytes == 0:
+        while server.services.file_room.num_bytes == 0:
             pass
-    while server.services.upload_room.num_bytes:
+    while server.services.file_room.num_bytes:
         pass
 
 
 def test_an_upload_that_is_alone_gets_in_however_large_it_is() -> None:
-    room = UploadRoom(max_bytes=10)
-    with room.taken(11):
-        with pytest.raises(Unavailable, match="at most 10 may be"), room.taken(1):
+    room = FileRoom(max_bytes=10)
+    with room.taken("acme", 11):
+        with pytest.raises(Unavailable, match="there is room for 10"), room.taken("other", 1):
             pass
         assert room.num_bytes == 11
-    with room.taken(4), room.taken(6):
-        pass
     assert room.num_bytes == 0
+
+
+def test_uploads_of_one_tenant_leave_room_for_others() -> None:
+    room = FileRoom(max_bytes=16)
+    with room.taken("flood", 4), room.taken("flood", 4):
+        with pytest.raises(Unavailable, match="8 of them this tenant's"), room.taken("flood", 1):
+            pass
+        with room.taken("second", 4):
+            with pytest.raises(Unavailable, match="0 of them this tenant's"), room.taken("third", 3):
+                pass
+            with room.taken("third", 2):
+                assert room.num_bytes == 14
+    assert room.num_bytes == 0
+
+
+async def take(answer: FileAnswer, taken: list[bytes], turns: asyncio.Semaphore) -> None:
+    """As a connection whose reader takes a piece each turn."""
+
+    async def send(message: Message) -> None:
+        await turns.acquire()
+        taken.append(message.get("body", b""))
+
+    await answer({"type": "http"}, never, send)
+
+
+async def never() -> Message:
+    raise AssertionError("it has no body to read")
+
+
+def test_a_file_that_is_read_back_slowly_takes_of_the_room_until_it_is_read() -> None:
+    async def main() -> None:
+        room, body = FileRoom(max_bytes=1 << 20), bytes(range(256)) * 800
+        answer = FileAnswer(body, "application/octet-stream", {}, room, "acme")
+        taken: list[bytes] = []
+        turns = asyncio.Semaphore(2)  # the head and a piece
+        sending = asyncio.create_task(take(answer, taken, turns))
+        await asyncio.sleep(0.01)
+        assert room.num_bytes == len(body)
+        assert 0 < len(b"".join(taken)) < len(body)
+        for _ in range(10):
+            turns.release()
+        await sending
+        assert room.num_bytes == 0
+        assert b"".join(taken) == body
+
+    asyncio.run(main())
+
+
+def test_a_file_that_there_is_no_room_for_is_not_begun() -> None:
+    room, sent = FileRoom(max_bytes=10), list[bytes]()
+    answer = FileAnswer(b"123", "text/plain", {}, room, "acme")
+    with room.taken("other", 9), pytest.raises(Unavailable):
+        asyncio.run(take(answer, sent, asyncio.Semaphore(9)))
+    assert sent == []
+
+
+def test_a_search_is_charged_for_each_of_its_beams(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="broad", limits=TenantLimits(tokens_per_minute=50)))
+    search = {"inputs": "abcdef", "parameters": {"num_beams": 4, "max_new_tokens": 6}}  # the echo has six tokens
+    assert house.ask("broad/generate", "POST", "/generate", json=search).status_code == 200
+    refused = house.ask("broad/generate", "POST", "/generate", json=search)
+    assert refused.status_code == 429, "6 tokens by 4 beams at twice the price are 48, and the prompt's 6 more than 50"
+    assert 0 < int(refused.headers["retry-after"]) <= 60
+
+
+def test_reading_and_changing_tasks_are_requests_too(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="busy", limits=TenantLimits(requests_per_minute=3)), Tenant(name="other"))
+    assert house.ask("busy/tasks", "PUT", "/tasks/t", content=prefix_file()).status_code == 201  # has its own limit
+    asked = [("GET", "/tasks"), ("GET", "/tasks/t/prefix"), ("GET", "/v1/models")]
+    assert [house.ask("busy/tasks", *each).status_code for each in asked] == [200, 200, 200]
+    refused = house.ask("busy/tasks", "DELETE", "/tasks/t")
+    assert (refused.status_code, refused.json()["error_type"]) == (429, "rate_limited")
+    assert house.ask("other/tasks", "GET", "/tasks").status_code == 200
 
 
 def test_a_flooding_tenant_is_429_and_a_quiet_one_is_queued(start_guarded: Callable[..., Guarded]) -> None:

@@ -145,10 +145,23 @@ def test_a_config_is_patched_only_on_the_version_it_was_meant_for(server: Runnin
     assert server.http.get("/tasks/cas-config").json()["config"]["description"] == ""
 
 
+def test_a_change_takes_no_condition_that_there_be_no_task(server: Running) -> None:
+    put(server, "there", prefix_file(3, 0.1))
+    for method, body in (("PATCH", {"version": 1}), ("DELETE", None)):
+        answer = server.http.request(method, "/tasks/there", json=body, headers={"if-none-match": "*"})
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert server.http.get("/tasks/there").status_code == 200
+
+
 def test_defaults_that_contradict_each_other_are_refused(server: Running) -> None:
     put(server, "defaults", prefix_file(3, 0.1))
-    answer = server.http.patch("/tasks/defaults", json={"config": {"parameters": {"temperature": 0.5, "num_beams": 4}}})
-    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    for parameters in (
+        {"temperature": 0.5, "num_beams": 4},
+        {"min_new_tokens": 3, "max_new_tokens": 2},
+        {"min_new_tokens": 65},  # of at most 64, where a request says nothing
+    ):
+        answer = server.http.patch("/tasks/defaults", json={"config": {"parameters": parameters}})
+        assert (answer.status_code, answer.json()["error_type"]) == (422, "validation"), parameters
     assert server.http.get("/tasks/defaults").json()["config"]["parameters"] == {}
 
 

@@ -2682,6 +2682,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
             /** @description An error of the server's */
             500: {
                 headers: {
@@ -3085,6 +3094,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
             /** @description An error of the server's */
             500: {
                 headers: {
@@ -3221,6 +3239,15 @@ export interface operations {
             };
             /** @description The engine failed this row, or its version is damaged or quarantined */
             424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3601,6 +3628,15 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIErrorAnswer"];
                 };
             };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIErrorAnswer"];
+                };
+            };
             /** @description An error of the server's */
             500: {
                 headers: {
@@ -3670,6 +3706,15 @@ export interface operations {
             };
             /** @description The engine failed this row, or its version is damaged or quarantined */
             424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIErrorAnswer"];
+                };
+            };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -3877,6 +3922,15 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
             /** @description An error of the server's */
             500: {
                 headers: {
@@ -3958,6 +4012,15 @@ export interface operations {
             };
             /** @description The engine failed this row, or its version is damaged or quarantined */
             424: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorAnswer"];
+                };
+            };
+            /** @description The queue is full, or the tenant's own limit is reached */
+            429: {
                 headers: {
                     [name: string]: unknown;
                 };
