@@ -12,7 +12,7 @@ from training.backbone import FrozenBackbone, load_backbone
 from training.encoding import Pair, encode, pad
 from training.examples import Example
 from training.experiments.decoding import search
-from training.experiments.methods import METHODS, Embeddings, Method, Prefix
+from training.experiments.methods import METHODS, Bare, Embeddings, Method, Prefix
 from training.experiments.trials import Silence, losses_of_one
 from training.task_training import TaskTraining
 from training.train import train_together
@@ -65,6 +65,19 @@ def test_what_was_tuned_can_be_loaded_again(backbone: FrozenBackbone) -> None:
         prompts = [[1, 2, 3], [4, 5]]
         expected, found = (search(each.start(prompts), 256, 1, 5) for each in (tuned, other))
         assert found == expected, name
+
+
+def test_worked_examples_leave_room_for_the_answer(backbone: FrozenBackbone) -> None:
+    end = backbone.tokenizer.eos_token_id
+    worked = torch.tensor([1, 2, end, 3, end])
+    room = backbone.shape.n_positions - 10
+    bare = Bare(backbone, worked, max_new_tokens=10)
+    prompts = [[7] * num for num in (room - 5, room - 4, room - 1)]
+    assert [list(prompt)[:5] for prompt in bare.start(prompts).prompts] == [
+        [1, 2, end, 3, end],
+        [3, end, 7, 7, 7],
+        [7, 7, 7, 7, 7],
+    ]
 
 
 def test_embeddings_start_as_the_words_whose_keys_and_values_a_prefix_starts_as(backbone: FrozenBackbone) -> None:

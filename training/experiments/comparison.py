@@ -44,8 +44,8 @@ def run(lab: Lab) -> Report:
     rows: list[list[object]] = []
     scores: dict[tuple[str, str, str], Sequence[float]] = {}
     for name, problem in PROBLEMS.items():
-        bare = Trial(name, "bare")
-        lab.run([bare])
+        bare = [Trial(name, "bare", subset=subset) for subset in range(lab.scale.num_seeds)]  # other examples each
+        lab.run(bare)
         for split in problem.tests:
             for method in METHODS[name]:
                 found = tuned[name, method]
@@ -57,7 +57,7 @@ def run(lab: Lab) -> Report:
                 rows.append(
                     [problem.title, split, method, num_tuned, f"{best:g}", spread(found.scores[split]), paper, rates]
                 )
-            scores[name, split, "bare"] = untuned = lab.test([bare], split)
+            scores[name, split, "bare"] = untuned = lab.test(bare, split)
             rows.append(
                 [problem.title, split, "nothing, three worked examples", None, None, spread(untuned), None, None]
             )

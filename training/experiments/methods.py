@@ -150,15 +150,22 @@ class Weights(Method):
 
 class Bare:
     """Nothing is tuned: the backbone reads `worked` `[N]`, the token ids of examples with their answers, before every
-    prompt (in-context learning, the paper's point of comparison in its introduction)."""
+    prompt (in-context learning, the paper's point of comparison in its introduction). Before a prompt that would leave
+    no room for `max_new_tokens` it reads only so many of them as do."""
 
-    def __init__(self, backbone: FrozenBackbone, worked: Tensor) -> None:
+    def __init__(self, backbone: FrozenBackbone, worked: Tensor, max_new_tokens: int) -> None:
         self._backbone = backbone
-        self._worked = worked
+        self._worked = worked.tolist()
+        self._num_positions = backbone.shape.n_positions - max_new_tokens
 
     def start(self, prompts: Sequence[Sequence[int]]) -> Start:
-        worked = self._worked.tolist()
-        return Start(self._backbone.model, [worked + list(prompt) for prompt in prompts], DynamicCache(), 0)
+        return Start(self._backbone.model, [self._read_before(prompt) for prompt in prompts], DynamicCache(), 0)
+
+    def _read_before(self, prompt: Sequence[int]) -> list[int]:
+        worked, end = self._worked, self._backbone.tokenizer.eos_token_id
+        while worked and len(worked) + len(prompt) > self._num_positions:
+            worked = worked[worked.index(end) + 1 :]  # without the first one, which ends there
+        return [*worked, *prompt]
 
 
 def full(backbone: FrozenBackbone, settings: Settings) -> Weights:

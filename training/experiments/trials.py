@@ -109,7 +109,7 @@ def answers(
 
 def loaded(trial: Trial, tuned: Tensor, settings: Settings, backbone: FrozenBackbone) -> Method | Bare:
     if trial.method == "bare":
-        return Bare(backbone, tuned)
+        return Bare(backbone, tuned, PROBLEMS[trial.problem].max_new_tokens)
     method = METHODS[trial.method](backbone, settings)
     method.load(tuned)
     return method
