@@ -21,8 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py batching/kerne
 demo: venv
 	$(BIN)/polyprefix demo $(DEMO_ARGS)
 
+# Two files of tests at once.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The commands that the documents show, typed page by page against real servers.
 test-docs: venv

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 import httpx
 import pytest
@@ -16,6 +15,7 @@ import torch
 from batching.types import FinishReason, StepOutput
 from prefix_store.errors import UnknownTask
 from prefix_store.prefix import Prefix
+from prefix_store.store import PrefixStore
 from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant
 from server.failure_watch import FailureWatch
@@ -73,7 +73,9 @@ def test_what_a_request_brought_about_itself_takes_no_version_out_of_service(
     assert refused["error_type"] == "quarantined"
 
 
-def test_a_version_is_quarantined_although_the_client_leaves_at_its_third_failure(start: Start) -> None:
+def test_a_version_is_quarantined_although_the_client_leaves_at_its_third_failure(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server, gate = start(), threading.Event()
     server.upload("bad")
     server.upload("other")
@@ -82,7 +84,8 @@ def test_a_version_is_quarantined_although_the_client_leaves_at_its_third_failur
         assert gate.wait(20)
         raise UnknownTask("other")
 
-    with mock.patch.object(type(server.services.store), "patch", slowly), ThreadPoolExecutor() as threads:
+    monkeypatch.setattr(PrefixStore, "patch", slowly)
+    with ThreadPoolExecutor() as threads:
         changing = threads.submit(server.http.patch, "/tasks/other", json={"version": 1})  # all writes wait behind it
         for _ in range(2):
             server.generate(FAILING, status=424, task_id="bad")

@@ -235,45 +235,53 @@ def test_uploads_of_one_tenant_leave_room_for_others() -> None:
     assert room.num_bytes == 0
 
 
-async def take(answer: FileAnswer, taken: list[bytes], turns: asyncio.Semaphore) -> None:
-    """As a connection whose reader takes a piece each turn."""
+class Reader:
+    """A connection whose reader takes so many pieces, and more when it is told to."""
 
-    async def send(message: Message) -> None:
-        await turns.acquire()
-        taken.append(message.get("body", b""))
+    def __init__(self, num_pieces: int) -> None:
+        self.taken: list[bytes] = []
+        self.is_stuck = asyncio.Event()
+        self._turns = asyncio.Semaphore(num_pieces)
 
-    await answer({"type": "http"}, never, send)
+    async def take(self, answer: FileAnswer) -> None:
+        await answer({"type": "http"}, self._receive, self._send)
 
+    def go_on(self, num_pieces: int) -> None:
+        for _ in range(num_pieces):
+            self._turns.release()
 
-async def never() -> Message:
-    raise AssertionError("it has no body to read")
+    async def _send(self, message: Message) -> None:
+        if self._turns.locked():
+            self.is_stuck.set()
+        await self._turns.acquire()
+        self.taken.append(message.get("body", b""))
+
+    async def _receive(self) -> Message:
+        raise AssertionError("it has no body to read")
 
 
 def test_a_file_that_is_read_back_slowly_takes_of_the_room_until_it_is_read() -> None:
     async def main() -> None:
-        room, body = FileRoom(max_bytes=1 << 20), bytes(range(256)) * 800
+        room, body, reader = FileRoom(max_bytes=1 << 20), bytes(range(256)) * 800, Reader(num_pieces=2)
         answer = FileAnswer(body, "application/octet-stream", {}, room, "acme")
-        taken: list[bytes] = []
-        turns = asyncio.Semaphore(2)  # the head and a piece
-        sending = asyncio.create_task(take(answer, taken, turns))
-        await asyncio.sleep(0.01)
+        sending = asyncio.create_task(reader.take(answer))
+        await reader.is_stuck.wait()
         assert room.num_bytes == len(body)
-        assert 0 < len(b"".join(taken)) < len(body)
-        for _ in range(10):
-            turns.release()
+        assert len(b"".join(reader.taken)) < len(body)
+        reader.go_on(10)
         await sending
         assert room.num_bytes == 0
-        assert b"".join(taken) == body
+        assert b"".join(reader.taken) == body
 
     asyncio.run(main())
 
 
 def test_a_file_that_there_is_no_room_for_is_not_begun() -> None:
-    room, sent = FileRoom(max_bytes=10), list[bytes]()
+    room, reader = FileRoom(max_bytes=10), Reader(num_pieces=9)
     answer = FileAnswer(b"123", "text/plain", {}, room, "acme")
     with room.taken("other", 9), pytest.raises(Unavailable):
-        asyncio.run(take(answer, sent, asyncio.Semaphore(9)))
-    assert sent == []
+        asyncio.run(reader.take(answer))
+    assert reader.taken == []
 
 
 def test_a_search_is_charged_for_each_of_its_beams(start_guarded: Callable[..., Guarded]) -> None:
