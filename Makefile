@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt hatch_build.py batching/kerne
 demo: venv
 	$(BIN)/polyprefix demo $(DEMO_ARGS)
 
-# Two files of tests at once.
+# By whole files, since the tests of one share a server.
 test: venv
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -17,7 +17,7 @@ from prefix_store.prefix import BackboneShape
 class Capacity:
     """What an engine can serve: its backbone's numbers, its slots, and the tokens of one row.
 
-    The last `num_reserved_slots` are never all one request's.
+    One request may have all but `num_reserved_slots` of them.
     """
 
     shape: BackboneShape

@@ -60,9 +60,9 @@ class Engine:
     ) -> None:
         """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
 
-        `has_reserve`: an eighth of the slots is never given to a tenant that has its share already, and never to a
-        single request. `constrain` follows the constraints that requests may have. `has_decode_graphs`: whether steps
-        that only decode run over fixed shapes, as graphs where the device has them; None: on CUDA.
+        `has_reserve`: an eighth of the slots is never given to a tenant beyond its share, and no request may ask for
+        more than the others. `constrain` follows the constraints that requests may have. `has_decode_graphs`: whether
+        steps that only decode run over fixed shapes, as graphs where the device has them; None: on CUDA.
         """
         self.backbone = backbone
         self.max_model_len = backbone.shape.n_positions if max_model_len is None else max_model_len

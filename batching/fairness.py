@@ -28,8 +28,10 @@ class FairShare:
     """
 
     def __init__(self, num_slots: int, num_reserved_slots: int = 0) -> None:
-        """The last `num_reserved_slots` free slots are not for a tenant that has its share already, or gets it with all
-        that it asks for at once: a request of more slots than are not reserved would never be served."""
+        """The last `num_reserved_slots` free slots are for a tenant's first slot, and for who stays within its share.
+
+        So a request of more slots than all others would wait for ever: nobody may queue one.
+        """
         self._num_slots = num_slots
         self._num_reserved_slots = num_reserved_slots
         self._accounts: dict[str, Account] = {}
@@ -69,7 +71,8 @@ class FairShare:
         """Which of the waiting tenants is served next; `slots_wanted` is what each one's first request takes.
 
         It is the one that was served least, of those within their share of the slots where there are such. If its
-        request does not fit yet, nobody is served: else requests of one slot would keep those of many waiting for ever.
+        request does not fit yet, beside the reserve where it may not use that, nobody is served: else requests of one
+        slot would keep those of many waiting for ever.
         """
         within = [tenant for tenant, num_slots in slots_wanted.items() if self._is_within_share(tenant, num_slots)]
         allowed = [

@@ -61,6 +61,11 @@ class Admission:
         return next((route for route in self._routes if route.path_regex.match(scope["path"])), None)
 
 
+async def counted(request: Request) -> None:
+    """A dependency of routes that queue no rows: one of the tenant's requests a minute. Raises `RateLimited`."""
+    services_of(request).limits.count(principal_of(request))
+
+
 def place_of(request: Request) -> Place | None:
     """None where it is not one of those that `Admission` lets in."""
     place: Place | None = getattr(request.state, PLACE, None)

@@ -26,11 +26,6 @@ class Caller:
         return self.principal.tenant
 
 
-async def counted(request: Request) -> None:
-    """A dependency of the routes that cost no tokens: one of the tenant's requests a minute. Raises `RateLimited`."""
-    services_of(request).limits.count(principal_of(request))
-
-
 def caller_of(request: Request) -> Caller:
     principal = principal_of(request)
     place = place_of(request) or Place(services_of(request).engine.room, principal.tenant)

@@ -27,7 +27,7 @@ class FileRoom:
 
         A tenant may have no more than it leaves free (the dynamic threshold of Choudhury and Hahne, "Dynamic queue
         length thresholds for shared-memory packet switches", 1998): a single one half, and there is always some left
-        for the next. A file that is alone always gets in.
+        for the next. A file that is alone always gets in, even one that is larger than that.
         """
         num_free = self._max_bytes - self.num_bytes - num_bytes
         if self.num_bytes and self._bytes[tenant] + num_bytes > num_free:

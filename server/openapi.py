@@ -40,7 +40,7 @@ MEANINGS = {
     424: "The engine failed this row, or its version is damaged or quarantined",
     429: "The queue is full, or the tenant's own limit is reached",
     500: "An error of the server's",
-    503: "Starting, draining, or the engine is gone",
+    503: "Starting, draining, the engine is gone, or no room for a file",
     504: "The queue or the request took too long",
     507: "The store's disk is full",
 }

@@ -94,11 +94,11 @@ async def _run(services: Services, samples: Sequence[Sample], *, is_streaming: b
                 try:
                     await patience.wait()
                 except ServerError as error:
-                    if added := reading.take():
-                        yield added  # what came before the failure is not lost with it
                     if isinstance(error, NotFinite):
                         # though the client may leave meanwhile
                         await asyncio.shield(_note_failure(services, generation.asked.parts[error.place].served))
+                    if added := reading.take():
+                        yield added  # what came before the failure is not lost with it
                     raise
                 yield reading.take()
             if added := reading.take():

@@ -45,6 +45,7 @@ class Services:
     failures: FailureWatch
     log: FilteringBoundLogger
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def write(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of the store's writes in a thread.
@@ -54,6 +55,12 @@ class Services:
         """
         async with self._writing:
             return await asyncio.to_thread(change, *args, **kwargs)
+
+    async def read(self, look: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one of the store's reads of a whole file, one at a time: before it takes of the room for files it is in
+        memory already."""
+        async with self._reading:
+            return await asyncio.to_thread(look, *args, **kwargs)
 
     def check_open(self, principal: Principal) -> None:
         """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""

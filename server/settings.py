@@ -52,7 +52,8 @@ class Settings(BaseSettings):
     max_json_bytes: Positive = 256 << 10
     max_upload_bytes: Positive = 64 << 20
     max_open_upload_bytes: Positive = 256 << 20
-    """Bodies of all uploads that are under way. While one is read and compiled it takes up to four times its size."""
+    """Of all files that are uploaded or read back; a single tenant's may have half of it. While one that comes is read
+    and compiled it takes up to four times its size."""
     max_prompt_bytes: Positive = 32 << 10
     max_queued_per_slot: Positive = 4
 

@@ -11,9 +11,10 @@ from prefix_store.store import PrefixStore
 from prefix_store.tasks import Task
 from prefix_store.tenants import Scope
 from server.access import Needs, principal_of
+from server.admission import counted
 from server.answers import final_headers
 from server.asked import choose_task
-from server.caller import caller_of, counted
+from server.caller import caller_of
 from server.generation import Generation
 from server.http import read_json, request_id_of, unless_disconnected
 from server.openai.answer_schemas import ChatAnswer, CompletionAnswer, ModelAnswer, ModelsAnswer, OpenAIErrorAnswer

@@ -9,12 +9,14 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from batching.types import Request as Row
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
 from prefix_store.tenants import Scope
 from prefix_store.usage import Usage
 from server.access import Needs, principal_of
 from server.administration import note
+from server.admission import counted
 from server.answer_schemas import (
     ConfigAnswer,
     TaskAnswer,
@@ -23,7 +25,7 @@ from server.answer_schemas import (
     UploadAnswer,
     VersionAnswer,
 )
-from server.caller import Caller, caller_of, counted
+from server.caller import Caller, caller_of
 from server.errors import Forbidden, InvalidValue, UnsupportedMediaType
 from server.file_answer import FileAnswer
 from server.http import (
@@ -108,7 +110,7 @@ async def read_task(request: Request, task_id: str) -> Response:
 async def read_prefix(request: Request, task_id: str, version: Version = None) -> Response:
     """What was uploaded, byte for byte."""
     services, tenant = services_of(request), principal_of(request).tenant
-    upload, facts = await asyncio.to_thread(services.store.upload_bytes, tenant, task_id, version)
+    upload, facts = await services.read(services.store.upload_bytes, tenant, task_id, version)
     media_type = "application/json" if facts.kind == "text" else "application/octet-stream"
     headers = {"etag": _etag(facts.sha256), "x-task-version": str(facts.version)}
     return FileAnswer(upload, media_type, headers, services.file_room, tenant)
@@ -132,7 +134,8 @@ async def patch_task(request: Request, task_id: str) -> Response:
         # Defaults that contradict each other would refuse every request that says nothing.
         defaults = with_defaults(GenerateParameters(), patch.config.parameters.model_dump())
         check_combination(defaults, stream=False)
-        sampling_params(defaults, services.engine.max_model_len, has_scores=False)
+        params = sampling_params(defaults, services.engine.max_model_len, has_scores=False)
+        services.engine.check(Row("", principal.tenant, (0,), sampling_params=params))
     if_match = _if_match(request)
     task = await services.write(
         services.store.patch,

@@ -106,7 +106,7 @@ def test_the_reserve_is_kept_for_tenants_below_their_share():
     assert fair_share.choose(2, {"alone": 1, "newcomer": 1}) == "newcomer"
 
 
-def test_a_single_request_never_takes_the_reserve():
+def test_a_request_beyond_its_tenants_share_leaves_the_reserve():
     fair_share = FairShare(num_slots=16, num_reserved_slots=2)
     fair_share.enter("beams", 1.0)
     assert fair_share.choose(15, {"beams": 14}) is None

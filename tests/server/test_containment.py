@@ -1,6 +1,7 @@
 """What is noted of every request, and what happens to a task whose rows fail again and again."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 import torch
 
@@ -73,30 +73,50 @@ def test_what_a_request_brought_about_itself_takes_no_version_out_of_service(
     assert refused["error_type"] == "quarantined"
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
 def test_a_version_is_quarantined_although_the_client_leaves_at_its_third_failure(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    server, gate = start(), threading.Event()
+    server, is_writing, may_go_on, is_noted = start(), threading.Event(), threading.Event(), threading.Event()
     server.upload("bad")
     server.upload("other")
+    note = server.services.failures.note
 
-    def slowly(*_: object, **__: object) -> None:
-        assert gate.wait(20)
+    def patch_slowly(*_: object, **__: object) -> None:
+        is_writing.set()
+        assert may_go_on.wait(20)
         raise UnknownTask("other")
 
-    monkeypatch.setattr(PrefixStore, "patch", slowly)
+    def note_and_tell(served: Served) -> bool:
+        is_too_many = note(served)
+        if is_too_many:
+            is_noted.set()
+        return is_too_many
+
+    monkeypatch.setattr(PrefixStore, "patch", patch_slowly)
+    monkeypatch.setattr(server.services.failures, "note", note_and_tell)
+    for _ in range(2):
+        server.generate(FAILING, status=424, task_id="bad")
     with ThreadPoolExecutor() as threads:
         changing = threads.submit(server.http.patch, "/tasks/other", json={"version": 1})  # all writes wait behind it
-        for _ in range(2):
-            server.generate(FAILING, status=424, task_id="bad")
-        with pytest.raises(httpx.ReadTimeout):
-            server.http.post("/generate", json={"inputs": FAILING, "task_id": "bad"}, timeout=0.5)
+        assert is_writing.wait(20)
+        with socket.create_connection(("127.0.0.1", server.port), 20) as client:
+            client.sendall(post(path, {"inputs": "ab" + FAILING, "task_id": "bad"}))
+            assert is_noted.wait(20)
         server.wait_for_open_rows(0)
-        gate.set()
+        may_go_on.set()
         assert changing.result().status_code == 404
     deadline = time.monotonic() + 20
     while server.http.get("/tasks/bad").json()["versions"][0]["quarantined"] is None:
         assert time.monotonic() < deadline
+
+
+def post(path: str, body: dict[str, str]) -> bytes:
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
 
 
 def test_a_streams_failures_count_too_and_the_bare_backbone_is_never_quarantined(start: Start) -> None:

@@ -159,6 +159,8 @@ def test_defaults_that_contradict_each_other_are_refused(server: Running) -> Non
         {"temperature": 0.5, "num_beams": 4},
         {"min_new_tokens": 3, "max_new_tokens": 2},
         {"min_new_tokens": 65},  # of at most 64, where a request says nothing
+        {"max_new_tokens": 1_000_000},
+        {"num_beams": 5},  # of four slots
     ):
         answer = server.http.patch("/tasks/defaults", json={"config": {"parameters": parameters}})
         assert (answer.status_code, answer.json()["error_type"]) == (422, "validation"), parameters

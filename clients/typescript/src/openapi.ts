@@ -2002,7 +2002,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2149,7 +2149,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2294,7 +2294,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2441,7 +2441,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2606,7 +2606,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2700,7 +2700,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -2846,7 +2846,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3002,7 +3002,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3112,7 +3112,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3264,7 +3264,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3409,7 +3409,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3554,7 +3554,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3646,7 +3646,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3731,7 +3731,7 @@ export interface operations {
                     "application/json": components["schemas"]["OpenAIErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3863,7 +3863,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -3940,7 +3940,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4037,7 +4037,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4066,7 +4066,7 @@ export interface operations {
                     "application/json": components["schemas"]["StatusAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4095,7 +4095,7 @@ export interface operations {
                     "application/json": components["schemas"]["StatusAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4162,7 +4162,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4209,7 +4209,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4265,7 +4265,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4379,7 +4379,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4438,7 +4438,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4521,7 +4521,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4653,7 +4653,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4796,7 +4796,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -4890,7 +4890,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5022,7 +5022,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5116,7 +5116,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5210,7 +5210,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5293,7 +5293,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5385,7 +5385,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
@@ -5517,7 +5517,7 @@ export interface operations {
                     "application/json": components["schemas"]["ErrorAnswer"];
                 };
             };
-            /** @description Starting, draining, or the engine is gone */
+            /** @description Starting, draining, the engine is gone, or no room for a file */
             503: {
                 headers: {
                     [name: string]: unknown;
