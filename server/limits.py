@@ -59,7 +59,7 @@ class Limits:
         self.count(principal)
 
     def count(self, principal: Principal) -> None:
-        """Count one request that costs no tokens. Raises `RateLimited`."""
+        """Count one request, whatever it costs. Raises `RateLimited`."""
         limits = principal.limits
         if limits.requests_per_minute is not None:
             requests = self._bucket(principal, "requests", limits.requests_per_minute, limits.requests_per_minute)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from batching.types import Request as Row
+from batching.types import Request as EngineRequest
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
 from prefix_store.tenants import Scope
@@ -131,11 +131,11 @@ async def patch_task(request: Request, task_id: str) -> Response:
     if patch.public is not None and Scope.OPERATOR not in principal.scopes:
         raise Forbidden("only an operator may make a task public")
     if patch.config is not None and patch.config.parameters is not None:
-        # Defaults that contradict each other would refuse every request that says nothing.
+        # Defaults that contradict each other, or ask for too much, would refuse every request that says nothing.
         defaults = with_defaults(GenerateParameters(), patch.config.parameters.model_dump())
         check_combination(defaults, stream=False)
         params = sampling_params(defaults, services.engine.max_model_len, has_scores=False)
-        services.engine.check(Row("", principal.tenant, (0,), sampling_params=params))
+        services.engine.check(EngineRequest("", principal.tenant, (0,), sampling_params=params))
     if_match = _if_match(request)
     task = await services.write(
         services.store.patch,

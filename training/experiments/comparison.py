@@ -50,17 +50,11 @@ def run(lab: Lab) -> Report:
             for method in METHODS[name]:
                 found = tuned[name, method]
                 scores[name, split, method] = found.scores[split]
-                best = found.searched[0].trial.learning_rate
                 paper = PAPER.get((name, split), {}).get(method)
-                rates = ", ".join(f"{o.trial.learning_rate:g}: {o.dev_bleu:.1f}" for o in by_rate(found.searched))
-                num_tuned = f"{found.searched[0].num_tuned:,}"
-                rows.append(
-                    [problem.title, split, method, num_tuned, f"{best:g}", spread(found.scores[split]), paper, rates]
-                )
+                rows.append([problem.title, split, method, *told(found, split, paper)])
             scores[name, split, "bare"] = untuned = lab.test(bare, split)
-            rows.append(
-                [problem.title, split, "nothing, three worked examples", None, None, spread(untuned), None, None]
-            )
+            nothing = "nothing, three worked examples"
+            rows.append([problem.title, split, nothing, None, None, spread(untuned), None, None])
 
     def ratio(name: str, split: str, other: str) -> float | None:
         theirs = mean(scores[name, split, other])
@@ -100,6 +94,13 @@ def tune(lab: Lab, name: str, method: str) -> Tuned:
     seeds = [replace(searched[0].trial, seed=seed) for seed in range(num_seeds)]
     lab.run(seeds)
     return Tuned(searched, {split: lab.test(seeds, split) for split in PROBLEMS[name].tests})
+
+
+def told(found: Tuned, split: str, paper: float | None) -> list[object]:
+    """A row of the table, behind what it is of."""
+    best = found.searched[0]
+    rates = ", ".join(f"{o.trial.learning_rate:g}: {o.dev_bleu:.1f}" for o in by_rate(found.searched))
+    return [f"{best.num_tuned:,}", f"{best.trial.learning_rate:g}", spread(found.scores[split]), paper, rates]
 
 
 def by_rate(outcomes: Sequence[Outcome]) -> list[Outcome]:
