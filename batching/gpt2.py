@@ -173,7 +173,8 @@ def resolve_device(device: str) -> torch.device:
 def default_dtype(device: torch.device) -> str:
     """bfloat16 where the device computes in it, float32 elsewhere."""
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 

@@ -95,12 +95,18 @@ def shape_of(config: GPT2Config) -> BackboneShape:
 
 
 def device_named(name: str) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """`auto` is the GPU where there is one. Raises `BadSettings` for one that torch cannot compute on."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
+        raise BadSettings(f"no device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def default_precision(device: torch.device) -> str:
     """bfloat16 where the device computes in it, float32 elsewhere."""
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from clients.client import DEFAULT_URL, AsyncClient, Client
 from clients.errors import PolyprefixError
-from prefix_store.errors import InvalidPrefix
+from prefix_store.errors import InvalidPrefix, InvalidTaskId
+from prefix_store.names import check_new_task_id
 from training.backbone import FrozenBackbone, load_backbone
 from training.coco import check_available
 from training.convert import FORMS
@@ -48,7 +49,7 @@ def train(
     task: TaskId,
     model: Model,
     data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Training examples.")],
-    out: Annotated[Path, typer.Option(help="The prefix; all else goes to a folder of its name, .run.")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="The prefix; all else goes to a folder of its name, .run.")],
     valid: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Examples for the dev loss.")] = None,
     preset: Annotated[str | None, typer.Option(help=f"The paper's numbers: {', '.join(PRESETS)}.")] = None,
     format_name: Format = None,
@@ -128,7 +129,7 @@ def evaluate(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many inputs of each set.")] = None,
     metrics: Annotated[bool, typer.Option("--metrics", help="METEOR and CIDEr as well; needs Java.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write scores and answers there, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write scores and answers there, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Score served tasks on test sets."""
@@ -137,15 +138,19 @@ def evaluate(
     with told_errors():
         if metrics:
             check_available()
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)  # rather now than when everything was asked
         test_sets = read_test_sets(tasks, data, formats or [], scoring, limit)
         answers = asyncio.run(ask_server(url, api_key, test_sets, concurrency, given))
         reports = [score(*both, with_coco=metrics) for both in zip(test_sets, answers, strict=True)]
-    if out is not None:
-        write_reports(out, given, test_sets, answers, reports)
     if as_json:
         typer.echo(json.dumps([report.to_json() for report in reports], ensure_ascii=False))
     else:
         Console().print(report_table(reports))
+    with told_errors():
+        if out is not None:
+            write_reports(out, given, test_sets, answers, reports)
+        check_failures(test_sets, answers)
 
 
 def convert(
@@ -171,11 +176,22 @@ def train_jobs(
     resume: bool,
     rows_per_pass: int,
 ) -> None:
+    if url is not None:
+        check_upload(jobs, url, api_key)
     run_jobs(jobs, backbone, ProgressBar(Console(stderr=True)), resume, rows_per_pass)
     for job in jobs:
         typer.echo(f"{job.task_id}: {job.out}")
     if url is not None:
         upload_prefixes(jobs, url, api_key)
+
+
+def check_upload(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
+    """Ask the server before any training whether it knows the key, and whether the tasks may have their names."""
+    with Client(url, api_key=api_key) as client:
+        client.tasks(limit=1)
+        served = client.info().backbone
+        for job in jobs:
+            check_new_task_id(job.task_id, served)
 
 
 def upload_prefixes(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
@@ -225,7 +241,8 @@ def write_reports(
         | {
             "answers": [
                 {**dataclasses.asdict(example), "answer": text}
-                for example, text in zip(test_set.examples, answered.texts, strict=True)
+                | ({"error": answered.failures[place]} if place in answered.failures else {})
+                for place, (example, text) in enumerate(zip(test_set.examples, answered.texts, strict=True))
             ]
         }
         for test_set, answered, report in zip(test_sets, answers, reports, strict=True)
@@ -234,22 +251,34 @@ def write_reports(
     out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def check_failures(test_sets: Sequence[TestSet], answers: Sequence[Answers]) -> None:
+    """Raises `TrainingError`, which tells the first input that failed."""
+    for test_set, answered in zip(test_sets, answers, strict=True):
+        for place, reason in answered.failures.items():
+            raise TrainingError(
+                f"{len(answered.failures)} inputs of {test_set.task_id} failed and count as empty answers; the first, "
+                f"{test_set.examples[place].inputs[:64]!r}: {reason}"
+            )
+
+
 def report_table(reports: Sequence[Report]) -> Table:
     extra = list(reports[0].extra)
-    table = Table("task", "version", "inputs", "references", "BLEU", "ROUGE-L", "NIST", *extra)
+    table = Table("task", "version", "inputs", "references", "cut", "failed", "BLEU", "ROUGE-L", "NIST", *extra)
     for report in reports:
         numbers = [f"{report.bleu:.2f}", f"{report.rouge_l:.4f}", f"{report.nist:.4f}"]
         more = [f"{report.extra[name]:.4f}" for name in extra]
         version = "–" if report.version is None else str(report.version)
-        table.add_row(report.task_id, version, str(report.num_inputs), str(report.num_references), *numbers, *more)
+        counts = (report.num_inputs, report.num_references, report.num_cut, report.num_failed)
+        table.add_row(report.task_id, version, *map(str, counts), *numbers, *more)
     return table
 
 
 @contextmanager
 def told_errors() -> Iterator[None]:
-    """The user's mistakes and the server's refusals become one line on standard error and exit status 1."""
+    """The user's mistakes, the server's refusals and what files refuse become one line on standard error and exit
+    status 1."""
     try:
         yield
-    except (TrainingError, InvalidPrefix, PolyprefixError) as error:
+    except (TrainingError, InvalidPrefix, InvalidTaskId, PolyprefixError, OSError) as error:
         typer.secho(f"error: {error}", err=True, fg="red")
         raise typer.Exit(1) from error

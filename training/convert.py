@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig
+from peft import PeftConfig, PrefixTuningConfig, PromptLearningConfig, PromptTuningConfig
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from prefix_store.formats import dump, parse
 from prefix_store.prefix import BackboneShape, Prefix, PromptEmbeddings
 from training.backbone import load_backbone, read_config, shape_of
 from training.errors import NotConvertible
-from training.originals import WEIGHTS, read_original, write_original
+from training.originals import WEIGHTS, load_weights, read_original, write_original
 
 PEFT_WEIGHTS = "adapter_model.safetensors"
+OLD_PEFT_WEIGHTS = "adapter_model.bin"
 MULTITASK = {"prefix_task_cols", "prefix_task_rows", "prompt_embeddings"}
 FORMS = ("native", "peft", "original")
 
@@ -56,12 +57,18 @@ def read_any(path: Path, model: str | None, task_index: int | None) -> Source:
     """Tell the kind by the files: PEFT's folder, the original's folder, or one file of either or of ours."""
     if (path / PEFT_WEIGHTS).exists():
         return read_safetensors(path / PEFT_WEIGHTS, model, task_index)
+    if (path / OLD_PEFT_WEIGHTS).exists():
+        return read_old_peft(path / OLD_PEFT_WEIGHTS, model, task_index)
     if (path / WEIGHTS).exists():
         return read_torch(path / WEIGHTS, model)
     if path.is_dir() or not path.exists():
-        raise NotConvertible(f"{path}: expected a file, or a folder with {PEFT_WEIGHTS} or {WEIGHTS}")
+        raise NotConvertible(
+            f"{path}: expected a file, or a folder with {PEFT_WEIGHTS}, {OLD_PEFT_WEIGHTS} or {WEIGHTS}"
+        )
     if path.suffix == ".safetensors":
         return read_safetensors(path, model, task_index)
+    if path.name == OLD_PEFT_WEIGHTS:
+        return read_old_peft(path, model, task_index)
     return read_torch(path, model)
 
 
@@ -70,17 +77,29 @@ def read_torch(path: Path, model: str | None) -> Source:
     return Source(Prefix(read_original(path, shape), revision="", kind="original"), shape)
 
 
+def read_old_peft(path: Path, model: str | None, task_index: int | None) -> Source:
+    """As PEFT saved it before it had safetensors."""
+    tensors = {name: tensor.contiguous() for name, tensor in load_weights(path).items()}
+    return read_tensors(path, tensors, save(tensors), model, task_index)
+
+
 def read_safetensors(path: Path, model: str | None, task_index: int | None) -> Source:
     try:
-        tensors = load_file(path)
+        return read_tensors(path, load_file(path), path.read_bytes(), model, task_index)
     except (OSError, SafetensorError) as error:
         raise NotConvertible(f"{path} is no safetensors file: {error}") from error
+
+
+def read_tensors(
+    path: Path, tensors: dict[str, Tensor], body: bytes, model: str | None, task_index: int | None
+) -> Source:
+    """`body` is the file, or what it would be in safetensors."""
     shape = native_shape(tensors) or peft_shape(path.parent) or named_shape(model, path.parent)
     if set(tensors) == MULTITASK:
         return Source(PromptEmbeddings(one_of_many(tensors, task_index), "prompt_tuning"), shape)
     if task_index is not None:
         raise NotConvertible(f"{path} holds one task; --task-index is for PEFT's multitask prompt tuning")
-    return Source(parse(path.read_bytes(), shape, None), shape)
+    return Source(parse(body, shape, None), shape)
 
 
 def one_of_many(tensors: dict[str, Tensor], task_index: int | None) -> Tensor:
@@ -104,6 +123,10 @@ def peft_shape(folder: Path) -> BackboneShape | None:
     if not (folder / "adapter_config.json").exists():
         return None
     config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, PromptLearningConfig):
+        raise NotConvertible(
+            f"{folder} holds {config.peft_type.value}; expected prefix tuning or another prompt of PEFT's"
+        )
     heads = config.num_attention_heads
     return BackboneShape(config.num_layers, heads, config.token_dim // heads, config.num_virtual_tokens + 1)
 

@@ -7,16 +7,20 @@ at once, their inputs mixed, so their rows share the server's steps.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 from clients.client import AsyncClient
+from clients.errors import DeadlineExceeded, GenerationFailed, InternalError, PolyprefixError, ValidationFailed
+from clients.results import Generation
 from training.coco import coco_scores
 from training.examples import Example
 from training.metrics import bleu_e2e, bleu_webnlg, nist, rouge_l, tokens_13a
 
 SCORINGS = {"e2e": bleu_e2e, "webnlg": bleu_webnlg}
+# One input's own trouble: too long for the context, a row that failed, one that took too long
+FAILURES_OF_ONE = (ValidationFailed, GenerationFailed, InternalError, DeadlineExceeded)
 SCORING_OF_FORMAT = {"webnlg": "webnlg", "dart": "webnlg"}  # every other format is scored as E2E
 
 
@@ -33,20 +37,28 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a task answered, in the order of its examples, and the version that answered (None: several did)."""
+    """What a task answered, in the order of its examples, and the version that answered (None: several did).
+
+    `num_cut` answers ended where `max_new_tokens` did. `failures` are the server's words by the example's place; its
+    text is empty."""
 
     texts: tuple[str, ...]
     version: int | None
+    num_cut: int = 0
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One task's scores. `extra` holds METEOR, CIDEr and coco-caption's ROUGE-L where they were asked for."""
+    """One task's scores. `extra` holds METEOR, CIDEr and coco-caption's ROUGE-L where they were asked for. An input
+    that failed counts as an empty answer."""
 
     task_id: str
     version: int | None
     num_inputs: int
     num_references: int
+    num_cut: int
+    num_failed: int
     bleu: float
     bleu_signature: str
     scoring: str
@@ -64,21 +76,36 @@ async def ask(
     client: AsyncClient, test_sets: Sequence[TestSet], concurrency: int, parameters: Mapping[str, Any]
 ) -> list[Answers]:
     """Ask every input once, at most `concurrency` at a time, the tasks by turns. A server that has no room for one now
-    is asked again when it says; every other error of the client's is raised."""
+    is asked again when it says. What fails for one input is kept; any other error of the client's is raised."""
     turns = by_turns(test_sets)
     tasks = [test_sets[which].task_id for which, _ in turns]
     inputs = [test_sets[which].examples[index].inputs for which, index in turns]
-    texts: list[list[str]] = [[] for _ in test_sets]
-    versions: list[set[int | None]] = [set() for _ in test_sets]
-    async with aclosing(client.map(tasks, inputs, concurrency=concurrency, **parameters)) as arriving:
-        answers = [answer async for answer in arriving]
-    for (which, _), answer in zip(turns, answers, strict=True):
-        texts[which].append(answer.generated_text.strip())
-        versions[which].add(answer.version)
-    return [
-        Answers(tuple(found), next(iter(seen)) if len(seen) == 1 else None)
-        for found, seen in zip(texts, versions, strict=True)
-    ]
+    outcomes: list[list[Generation | PolyprefixError]] = [[] for _ in test_sets]
+    places = iter(turns)
+    # details tell why an answer ended
+    arriving = client.try_map(tasks, inputs, concurrency=concurrency, details=True, **parameters)
+    async with aclosing(arriving):
+        async for outcome in arriving:
+            if isinstance(outcome, PolyprefixError) and not isinstance(outcome, FAILURES_OF_ONE):
+                raise outcome
+            which, _ = next(places)
+            outcomes[which].append(outcome)
+    return [answers_of(found) for found in outcomes]
+
+
+def answers_of(outcomes: Sequence[Generation | PolyprefixError]) -> Answers:
+    """One task's. Raises the first error where there is no answer at all."""
+    done = [outcome for outcome in outcomes if isinstance(outcome, Generation)]
+    failures = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, PolyprefixError)}
+    if failures and not done:
+        raise failures[0]
+    versions = {answer.version for answer in done}
+    return Answers(
+        texts=tuple(outcome.generated_text.strip() if isinstance(outcome, Generation) else "" for outcome in outcomes),
+        version=versions.pop() if len(versions) == 1 else None,
+        num_cut=sum(answer.details is not None and answer.details.finish_reason == "length" for answer in done),
+        failures={place: str(error) for place, error in failures.items()},
+    )
 
 
 def by_turns(test_sets: Sequence[TestSet]) -> list[tuple[int, int]]:
@@ -98,6 +125,8 @@ def score(test_set: TestSet, answers: Answers, with_coco: bool = False) -> Repor
         version=answers.version,
         num_inputs=len(references),
         num_references=sum(map(len, references)),
+        num_cut=answers.num_cut,
+        num_failed=len(answers.failures),
         bleu=bleu.score,
         bleu_signature=bleu.signature,
         scoring=test_set.scoring,

@@ -7,7 +7,8 @@ import csv
 import gzip
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,13 +28,17 @@ class Example:
 
 Reader = Callable[[Path], Iterator[Example]]
 
+# What a file that is damaged, or of another kind than it is said to be, can raise
+UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE += (csv.Error, zlib.error, ElementTree.ParseError)
+
 
 def read_examples(path: Path, format_name: str) -> list[Example]:
     """Read a file in one of the `FORMAT_NAMES`. Raises `BadExamples`, which says where and what was expected."""
     read = reader_of(format_name)
     try:
         examples = list(read(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ElementTree.ParseError) as error:
+    except UNREADABLE as error:
         reason = str(error) if isinstance(error, BadExamples | OSError) else repr(error)
         raise BadExamples(f"{path} cannot be read as {format_name!r}: {reason}") from error
     if not examples:
@@ -71,7 +76,7 @@ def read_jsonl(path: Path) -> Iterator[Example]:
 def inputs_and_targets(path: Path) -> Iterator[tuple[str, str]]:
     for number, record in read_records(path):
         targets = record.get("targets", [record["target"]] if "target" in record else [])
-        texts = [record.get("input"), *targets]
+        texts = [record.get("input"), *targets] if isinstance(targets, list) else []
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
             expected = '{"input": text, "target": text} or {"input": text, "targets": [texts]}'
             hint = "; is this WebNLG's own file (--format webnlg)?" if "triples" in record else ""
@@ -92,14 +97,31 @@ def read_e2e(path: Path) -> Iterator[Example]:
 
 
 def read_webnlg(path: Path) -> Iterator[Example]:
-    """WebNLG 2017 as JSON lines, `{"triples": [[s, p, o], …], "refs": [{"text", "comment"}, …]}`.
+    """WebNLG 2017: the challenge's XML, the JSON that the paper's authors made of it (`{"entries": [{"1": …}, …]}`), or
+    JSON lines, `{"triples": [[s, p, o], …], "refs": [{"text", "comment"}, …]}`.
 
     References that the annotators marked as to be fixed are left out, as the challenge's own evaluation does.
     """
-    for _, record in read_records(path):
-        texts = [ref["text"] for ref in record["refs"] if ref.get("comment", "good") == "good"]
+    for triples, references in webnlg_entries(path):
+        texts = tuple(text for text, comment in references if comment == "good")
         if texts:
-            yield Example(render_triples(record["triples"]), tuple(texts))
+            yield Example(render_triples(triples), texts)
+
+
+def webnlg_entries(path: Path) -> Iterator[tuple[list[Sequence[str]], list[tuple[str, str]]]]:
+    """The triples of each entry, and its references with the annotators' comments."""
+    if ".xml" in path.suffixes:
+        for triples, lexes in xml_entries(path):
+            yield triples, [(lex.text or "", lex.get("comment", "good")) for lex in lexes]
+    elif ".json" in path.suffixes:
+        with open_text(path) as file:
+            entries = [entry for numbered in json.load(file)["entries"] for entry in numbered.values()]
+        for entry in entries:
+            triples = [(each["subject"], each["property"], each["object"]) for each in entry["modifiedtripleset"]]
+            yield triples, [(text["lex"], text.get("comment", "good")) for text in entry["lexicalisations"]]
+    else:
+        for _, record in read_records(path):
+            yield record["triples"], [(text["text"], text.get("comment", "good")) for text in record["refs"]]
 
 
 def read_dart(path: Path) -> Iterator[Example]:
@@ -116,13 +138,18 @@ def read_dart(path: Path) -> Iterator[Example]:
 
 
 def read_dart_xml(path: Path) -> Iterator[Example]:
+    for triples, lexes in xml_entries(path):
+        texts = tuple(lex.text or "" for lex in lexes)
+        if texts:
+            yield Example(render_triples(triples), texts)
+
+
+def xml_entries(path: Path) -> Iterator[tuple[list[Sequence[str]], list[ElementTree.Element]]]:
+    """The triples and the `lex` elements of each entry of WebNLG's XML, which is DART's too."""
     with open_text(path) as file:
         entries = ElementTree.parse(file).getroot().iter("entry")
     for entry in entries:
-        triples = [(element.text or "").split(" | ") for element in entry.iter("mtriple")]
-        texts = tuple(element.text or "" for element in entry.iter("lex"))
-        if texts:
-            yield Example(render_triples(triples), texts)
+        yield [(element.text or "").split(" | ") for element in entry.iter("mtriple")], list(entry.iter("lex"))
 
 
 def read_commongen(path: Path) -> Iterator[Example]:
@@ -212,7 +239,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def open_text(path: Path) -> Any:
-    """UTF-8, lines ending in \\n only: a text may hold U+2028 and the like."""
+    """UTF-8, with or without its mark (BOM), lines ending in \\n only: a text may hold U+2028 and the like."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return path.open(encoding="utf-8-sig", newline="\n")

@@ -26,8 +26,14 @@ def read_jobs(path: Path) -> list[Job]:
     tasks = content.get("tasks")
     if unknown or not isinstance(tasks, dict) or not tasks:
         raise BadSettings(f"{path}: expected out, [defaults] and at least one [tasks.NAME]; found {sorted(content)}")
-    folder = path.parent / content.get("out", "prefixes")
+    out = content.get("out", "prefixes")
+    if not isinstance(out, str):
+        raise BadSettings(f"{path}: out is {out!r}; expected a text")
+    folder = path.parent / out
     defaults = content.get("defaults", {})
+    for name, keys in {"[defaults]": defaults, **{f"task {task_id}": own for task_id, own in tasks.items()}}.items():
+        if not isinstance(keys, dict):
+            raise BadSettings(f"{name}: expected a table of keys, found {keys!r}")
     return [make_job(task_id, {**defaults, **own}, path.parent, folder) for task_id, own in tasks.items()]
 
 
@@ -35,6 +41,9 @@ def make_job(task_id: str, keys: dict[str, Any], base: Path, folder: Path) -> Jo
     """One task from its keys: `data`, `valid`, `format`, `preset`, and any setting by its name."""
     if "data" not in keys:
         raise BadSettings(f"task {task_id}: data is missing; expected the path of its training examples")
+    for name in FILE_KEYS & keys.keys():
+        if not isinstance(keys[name], str):
+            raise BadSettings(f"task {task_id}: {name} is {keys[name]!r}; expected a text")
     data = base / keys["data"]
     preset = keys.get("preset")
     given = {name: value for name, value in keys.items() if name not in FILE_KEYS | {"preset"}}
@@ -55,8 +64,8 @@ def make_job(task_id: str, keys: dict[str, Any], base: Path, folder: Path) -> Jo
 
 def choose_format(preset: str | None, data: Path) -> str:
     """The format that goes with a preset, if the file can be one; else what the file's name stands for."""
-    suffixes = {"e2e": ".csv", "webnlg": ".jsonl", "dart": ".json"}
+    suffixes = {"e2e": (".csv",), "webnlg": (".jsonl", ".json", ".xml"), "dart": (".json", ".xml")}
     assert set(suffixes) < set(PRESETS)
-    if preset in suffixes and suffixes[preset] in data.suffixes:
+    if preset in suffixes and not {*suffixes[preset]}.isdisjoint(data.suffixes):
         return preset
     return guess_format(data)

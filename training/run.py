@@ -204,7 +204,10 @@ def run_jobs(
 
 
 def check_folders(jobs: Sequence[Job]) -> None:
-    """Raises `BadSettings` where two jobs would remove each other's work."""
+    """Raises `BadSettings` where a prefix cannot be written, or two jobs would remove each other's work."""
+    for job in jobs:
+        if job.out.is_dir():
+            raise BadSettings(f"{job.out} is a folder; expected a file for the prefix of {job.task_id}")
     shared = [folder for folder, number in Counter(job.folder for job in jobs).items() if number > 1]
     if shared:
         raise BadSettings(f"several tasks would write to {shared[0]}; give each an out of its own")

@@ -68,6 +68,9 @@ def test_a_preset_can_be_changed_in_part(write_pairs: Write, tmp_path: Path, che
         (["--format", "parquet"], "no format 'parquet'"),
         (["--prompt-template", "no place"], "exactly one {inputs}"),
         (["--precision", "float16"], "no precision 'float16'"),
+        (["--device", "gpu"], "no device 'gpu'"),
+        (["--device", "cuda:7"], "no device 'cuda:7'"),
+        (["--upload", "localhost:8000"], "localhost:8000"),
         (["--num-virtual-tokens", "128"], "the backbone's context is 128"),
         (["--patience", "3"], "patience is 3, but there is no dev set"),
         (["--eval-every", "10"], "eval_every is 10, but there is no dev set"),
@@ -129,6 +132,10 @@ def test_a_tasks_file_is_defaults_and_each_tasks_own(tasks_file: Path, tmp_path:
         ("[tasks.'a/b']\ndata = 'x.jsonl'", "'a/b' is no task id"),
         ("[tasks.a]\ndata = 'x.jsonl'\nformat = 'x'", "no format 'x'"),
         ("[tasks.a]\ndata = 'x.jsonl'\npatience = 2", "task a: patience is 2, but there is no dev set"),
+        ("[tasks]\na = 'x.jsonl'", "task a: expected a table of keys, found 'x.jsonl'"),
+        ("defaults = 5\n[tasks.a]\ndata = 'x.jsonl'", "\\[defaults\\]: expected a table of keys, found 5"),
+        ("[tasks.a]\ndata = 5", "task a: data is 5; expected a text"),
+        ("out = 5\n[tasks.a]\ndata = 'x.jsonl'", "out is 5; expected a text"),
         ("[tasks", "cannot be read"),
     ],
 )
@@ -202,6 +209,16 @@ def server(checkpoint: Path, tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
+@pytest.mark.parametrize("name", ["base", "tiny"])
+def test_a_name_that_the_server_refuses_is_told_before_any_training(
+    name: str, write_pairs: Write, tmp_path: Path, checkpoint: Path, server: str
+) -> None:
+    data, out = write_pairs("train.jsonl", 8), tmp_path / "x.safetensors"
+    result = call(train, name, "--model", checkpoint, "--data", data, "--out", out, "--upload", server, *EXACT)
+    assert (result.exit_code, out.exists()) == (1, False)
+    assert "means the bare backbone" in result.stderr.splitlines()[-1]
+
+
 @torch.no_grad()
 def continuation(backbone: FrozenBackbone, path: Path, inputs: str, num_tokens: int) -> str:
     """What the training's own view of the task would say, greedily: its template, its prefix as the cache."""
@@ -232,7 +249,7 @@ def test_many_tasks_are_trained_uploaded_with_their_templates_and_evaluated_wher
 
     test_set = tmp_path / "test.jsonl"
     test_set.write_text(json.dumps({"input": "red cup", "targets": [answer.strip(), "a cup"]}) + "\n")
-    out = tmp_path / "scores.json"
+    out = tmp_path / "scores" / "e2e.json"
     common = ["--url", server, "--max-new-tokens", "5", "--json", "--out", out]
     told = succeed(
         evaluate, "colours", "places", "--data", test_set, "--data", tmp_path / "places.jsonl", "--limit", "3", *common
@@ -245,6 +262,15 @@ def test_many_tasks_are_trained_uploaded_with_their_templates_and_evaluated_wher
         {"inputs": "red cup", "targets": [answer.strip(), "a cup"], "answer": answer.strip()}
     ]
     assert written["parameters"] == {"max_new_tokens": 5}
+    assert [(report["num_cut"], report["num_failed"]) for report in (colours, places)] == [(1, 0), (3, 0)]
+
+    long = json.dumps({"input": "red " * 140, "target": "a red one"})
+    test_set.write_text(test_set.read_text() + long + "\n")
+    result = call(evaluate, "colours", "--url", server, "--data", test_set, "--out", out, "--max-new-tokens", "5")
+    assert result.exit_code == 1
+    assert "1 inputs of colours failed and count as empty answers; the first, 'red red" in result.stderr
+    answered, failed = json.loads(out.read_text())["tasks"][0]["answers"]
+    assert (answered["answer"], failed["answer"], "128" in failed["error"]) == (answer.strip(), "", True)
 
 
 def test_tasks_and_test_sets_must_match_in_number(write_pairs: Write) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import (
     CartridgeConfig,
+    LoraConfig,
     MultitaskPromptTuningConfig,
     PeftModel,
     PrefixTuningConfig,
@@ -61,10 +62,10 @@ def cached_logits(past_key_values: Tensor, ids: Tensor) -> Tensor:
     return logits
 
 
-def save_peft(folder: Path, config: object) -> PeftModel:
+def save_peft(folder: Path, config: object, **how: bool) -> PeftModel:
     torch.manual_seed(1)
     model = get_peft_model(make_model().eval(), config)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **how)
     return model
 
 
@@ -89,6 +90,16 @@ def test_a_prefix_that_peft_saved_computes_the_same_as_ours(config: object, tmp_
     convert(tmp_path / "peft", tmp_path / "ours.safetensors", "native")
     ours = cached_logits(tensor_of(tmp_path / "ours.safetensors"), IDS)
     torch.testing.assert_close(ours, peft_logits(tmp_path / "peft", IDS))
+
+
+@pytest.mark.parametrize("named", ["adapter_model.bin", "."])
+def test_a_folder_that_peft_saved_without_safetensors_is_read_too(tmp_path: Path, named: str) -> None:
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P)
+    save_peft(tmp_path / "old", config, safe_serialization=False)
+    save_peft(tmp_path / "new", config)
+    for name, source in (("old", tmp_path / "old" / named), ("new", tmp_path / "new")):
+        convert(source, tmp_path / f"{name}.safetensors", "native")
+    assert torch.equal(tensor_of(tmp_path / "old.safetensors"), tensor_of(tmp_path / "new.safetensors"))
 
 
 def test_there_and_back_through_peft_changes_no_bit(native: Path, tmp_path: Path) -> None:
@@ -222,6 +233,9 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path, native: Path) -> None
     torch.save({"control_trans": torch.zeros(7)}, tmp_path / "alone.bin")
     with pytest.raises(NotConvertible, match="name the backbone with --model"):
         convert(tmp_path / "alone.bin", tmp_path / "out", "native")
+    save_peft(tmp_path / "lora", LoraConfig(task_type="CAUSAL_LM", r=2, fan_in_fan_out=True))
+    with pytest.raises(NotConvertible, match="holds LORA; expected prefix tuning"):
+        convert(tmp_path / "lora", tmp_path / "out", "native")
     save_peft(tmp_path / "many", MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=P, num_tasks=3))
     with pytest.raises(NotConvertible, match="choose one with --task-index 0 to 2"):
         convert(tmp_path / "many", tmp_path / "out", "peft")

@@ -1,6 +1,7 @@
 """Evaluation against a hand-written server: what it asks, in what order, and what it makes of the answers."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -25,12 +26,18 @@ class Parrot:
     """Answers ` a <inputs> one` from the given version, and notes who asked for what. The first `num_refusals` times
     that it is asked it has no room."""
 
-    def __init__(self, versions: dict[str, list[int]], num_refusals: int = 0) -> None:
+    def __init__(
+        self,
+        versions: dict[str, list[int]],
+        num_refusals: int = 0,
+        refuse: Callable[[dict[str, Any]], Response | None] = lambda body: None,
+    ) -> None:
         self.asked: list[dict[str, Any]] = []
         self.most_at_once = 0
         self._at_once = 0
         self._versions = versions
         self._num_refusals = num_refusals
+        self._refuse = refuse
         self.app = Starlette(routes=[Route("/generate", self._generate, methods=["POST"])])
 
     async def _generate(self, request: Request) -> Response:
@@ -43,6 +50,8 @@ class Parrot:
         self.most_at_once = max(self.most_at_once, self._at_once)
         await asyncio.sleep(0)  # lets the others in
         self._at_once -= 1
+        if refusal := self._refuse(body):
+            return refusal
         task_id = body["task_id"]
         if task_id not in self._versions:
             return JSONResponse({"error": f"no task {task_id!r}", "error_type": "not_found"}, 404)
@@ -77,12 +86,27 @@ def test_no_more_requests_run_at_once_than_allowed() -> None:
 def test_parameters_are_sent_with_every_request() -> None:
     parrot = Parrot({"colours": [1]})
     parrot.answers(COLOURS, num_beams=5, max_new_tokens=60)
-    assert [body["parameters"] for body in parrot.asked] == [{"num_beams": 5, "max_new_tokens": 60}] * 2
+    sent = {"num_beams": 5, "max_new_tokens": 60, "details": True}
+    assert [body["parameters"] for body in parrot.asked] == [sent] * 2
 
 
 def test_a_refusal_ends_the_evaluation_with_the_servers_own_error() -> None:
     with pytest.raises(NotFound, match="no task 'colours'"):
         Parrot({}).answers(COLOURS)
+
+
+def test_an_input_that_fails_is_told_and_the_others_are_kept() -> None:
+    def fail_blue(body: dict[str, Any]) -> Response | None:
+        error = {"error": "too long", "error_type": "validation"}
+        return JSONResponse(error, 422) if body["inputs"] == "blue" else None
+
+    parrot = Parrot({"colours": [2]}, refuse=fail_blue)
+    (answers,) = parrot.answers(COLOURS)
+    assert (answers.texts, answers.version) == (("a red one", ""), 2)
+    assert list(answers.failures) == [1]
+    assert "too long" in answers.failures[1]
+    report = score(COLOURS, answers)
+    assert (report.num_inputs, report.num_failed) == (2, 1)
 
 
 def test_a_server_that_is_full_is_asked_again_until_it_has_room() -> None:

@@ -19,6 +19,23 @@ AARHUS = [["Aarhus_Airport", "cityServed", '"Aarhus, Denmark"'], ["Aarhus", "isP
 WEBNLG = json.dumps(
     {"triples": AARHUS, "refs": [{"text": "One.", "comment": "good"}, {"text": "Won.", "comment": "toFix"}]}
 )
+# The authors' JSON, and the challenge's XML, of the same entry
+WEBNLG_JSON = json.dumps(
+    {
+        "entries": [
+            {
+                "1": {
+                    "modifiedtripleset": [dict(zip(("subject", "property", "object"), t, strict=True)) for t in AARHUS],
+                    "lexicalisations": [{"lex": "One.", "comment": "good"}, {"lex": "Won.", "comment": "toFix"}],
+                }
+            }
+        ]
+    }
+)
+WEBNLG_XML = """<benchmark><entries><entry category="Airport" eid="Id1" size="2"><modifiedtripleset>
+<mtriple>Aarhus_Airport | cityServed | "Aarhus, Denmark"</mtriple>
+<mtriple>Aarhus | isPartOf | Denmark</mtriple></modifiedtripleset>
+<lex comment="good" lid="Id1">One.</lex><lex comment="toFix" lid="Id2">Won.</lex></entry></entries></benchmark>"""
 MARS_HILL = {"tripleset": [["Mars Hill College", "JOINED", "1973"]], "annotations": [{"text": "It joined in 1973."}]}
 DART_XML = """<?xml version='1.0' encoding='utf-8'?>
 <benchmark><entries><entry category="MISC" eid="Id1" size="2"><modifiedtripleset>
@@ -47,7 +64,9 @@ FILES = {
     ),
     "tsv": ("a.tsv", "a\tb\nd\te\u2028f\na\tc\r\n"),
     "e2e": ("a.csv", E2E),
-    "webnlg": ("a.jsonl", WEBNLG + "\n"),
+    "webnlg lines": ("a.jsonl", WEBNLG + "\n"),
+    "webnlg json": ("a.json", WEBNLG_JSON),
+    "webnlg xml": ("a.xml", WEBNLG_XML),
     "dart json": ("a.json", json.dumps([MARS_HILL])),
     "dart xml": ("a.xml", DART_XML),
     "commongen": ("commongen.dev.src_alpha.txt", "field stand look\nfield stand look\n\nski mountain\n\n"),
@@ -64,9 +83,12 @@ EXPECTED = {
         ),
         Example("name : Blue Spice | customer rating : 5 out of 5", ("Blue Spice is rated 5.",)),
     ],
-    "webnlg": [
-        Example('Aarhus_Airport : cityServed : "Aarhus, Denmark" | Aarhus : isPartOf : Denmark', ("One.",)),
-    ],
+    **{
+        f"webnlg {kind}": [
+            Example('Aarhus_Airport : cityServed : "Aarhus, Denmark" | Aarhus : isPartOf : Denmark', ("One.",))
+        ]
+        for kind in ("lines", "json", "xml")
+    },
     "dart json": [Example("Mars Hill College : JOINED : 1973", ("It joined in 1973.",))],
     "dart xml": [
         Example(
@@ -107,6 +129,7 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("jsonl", '\n\n{"input": "a"}\n', "line 3: expected"),
         ("jsonl", '{"input": 5, "target": "b"}\n', "line 1: expected"),
         ("jsonl", '{"input": "a", "targets": []}\n', "line 1: expected"),
+        ("jsonl", '{"input": "a", "targets": "A red one."}\n', "line 1: expected"),
         ("jsonl", "not json\n", "cannot be read as 'jsonl'"),
         ("jsonl", '\n{"input": "a", target": "b"}\n', "line 2, column 16 is no JSON"),
         ("jsonl", "[1]\n", "cannot be read as 'jsonl'"),
@@ -115,6 +138,7 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("tsv", "a\tb\n\nc\n", "line 3: 1 columns; expected two"),
         ("commongen", "field stand\n", "no src_alpha in it; expected"),
         ("e2e", "a,b\n1,2\n", "KeyError"),
+        ("e2e", "mr,ref\rname[A],A.\r", "new-line character"),
         ("dart", "{}", "holds no examples"),
         ("jsonl", "", "holds no examples"),
         ("csv", "", "no format 'csv'; there are jsonl"),
@@ -139,6 +163,22 @@ def test_commongen_lines_that_have_no_counterpart_are_told(tmp_path: Path) -> No
         beside.write_text(targets)
         with pytest.raises(BadExamples, match=r"line [23] stands in one of the two files alone"):
             read_examples(path, "commongen")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte changed"])
+def test_a_zipped_file_that_is_damaged_is_refused(tmp_path: Path, damage: str) -> None:
+    whole = gzip.compress(b'{"input": "a", "target": "b"}\n' * 9)
+    broken = whole[:-9] if damage == "cut short" else whole[:12] + bytes([whole[12] ^ 0xFF]) + whole[13:]
+    (tmp_path / "a.jsonl.gz").write_bytes(broken)
+    with pytest.raises(BadExamples, match=r"a\.jsonl\.gz cannot be read as 'jsonl'"):
+        read_examples(tmp_path / "a.jsonl.gz", "jsonl")
+
+
+@pytest.mark.parametrize("name", ["jsonl", "tsv", "e2e"])
+def test_the_mark_that_some_programs_put_before_utf_8_is_no_part_of_the_text(tmp_path: Path, name: str) -> None:
+    _, text = FILES[name]
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_examples(tmp_path / "a.txt", name) == EXPECTED[name]
 
 
 def test_a_file_that_is_missing_is_refused(tmp_path: Path) -> None:

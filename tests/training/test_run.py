@@ -84,6 +84,14 @@ def test_tasks_that_would_share_a_folder_are_refused_before_it_is_touched(
     assert (jobs[0].folder / "run.json").exists()
 
 
+def test_a_folder_in_the_prefixs_place_is_told_before_any_training(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    (tmp_path / "prefixes").mkdir()
+    with pytest.raises(BadSettings, match="prefixes is a folder; expected a file for the prefix of colours"):
+        run(make_job(write_pairs, tmp_path / "prefixes", quick(max_steps=1)), backbone)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_that_is_missing_is_told_before_an_earlier_run_is_removed(
     write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone, resume: bool
