@@ -107,13 +107,14 @@ class Scheduler:
         return max(self._min_prefill_tokens, num_decoding * 3 // 2)
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
-        """The same piece of its prompt for each row of a sequence."""
+        """The same piece of its prompt for each row of a sequence; the oldest gets on, if only by a token."""
         budget: float = self.max_prompt_tokens_beside(num_decoding) if num_decoding else self._max_prefill_tokens
         pieces: list[RowStep] = []
         for sequence in reading:
             num_rows = len(sequence.rows)
             cost = num_rows * (1 + sequence.rows[0].num_cached / DOUBLING_POSITIONS)  # of one token of each row
-            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), int(budget / cost))
+            affordable = max(int(budget / cost), 0 if pieces else 1)
+            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), affordable)
             if num_tokens == 0:
                 break
             pieces += [RowStep(sequence, row, num_tokens) for row in sequence.rows]

@@ -142,7 +142,7 @@ def _prefill(generation: Generation, row: Row, tokenizer: Tokenizer) -> list[dic
     """The prompt's tokens; the first has no log-probability, since nothing of the prompt foretells it."""
     logprobs = [None, *(finite(entry.logprob) for entry in row.prompt_logprobs)]
     pairs = zip(generation.rows[0].prompt_token_ids, logprobs, strict=False)
-    return [{"id": token_id, "text": tokenizer.decode([token_id]), "logprob": logprob} for token_id, logprob in pairs]
+    return [{"id": token_id, "text": tokenizer.name_of(token_id), "logprob": logprob} for token_id, logprob in pairs]
 
 
 def _stream_details(generation: Generation, row: Row) -> dict[str, Any]:

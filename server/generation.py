@@ -149,12 +149,14 @@ async def tokenize(services: Services, text: str) -> tuple[int, ...]:
 async def find_constraint(services: Services, caller: Caller, parameters: GenerateParameters) -> OwnGrammar | None:
     """What each of the request's rows has to follow; None where it has no grammar.
 
-    Raises `InvalidValue`, `DeadlinePassed`.
+    Who waits for its grammar waits in the queue. Raises `InvalidValue`, `DeadlinePassed`, and as `Room.check`.
     """
     name, grammar = grammar_of(parameters)
     if grammar is None:
         return None
-    own = OwnGrammar(caller.tenant, grammar)
+    own, place = OwnGrammar(caller.tenant, grammar), caller.place
+    services.engine.check_room(caller.tenant, 1, caller.principal.limits.max_queued, place.num_rows)
+    place.keep(max(1, place.num_rows))  # what is kept for the body alone lapses soon
     try:
         await services.grammars.check(own)
     except GrammarError as error:

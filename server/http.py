@@ -8,12 +8,13 @@ import json
 import math
 import random
 import re
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -22,6 +23,7 @@ from server.error_bodies import error_body
 from server.errors import ERRORS, BadRequest, InvalidValue, TooLarge, UnsupportedMediaType, headers_of, kind_of
 
 METHOD_NOT_ALLOWED = 405
+MAX_PROBLEMS = 5  # of a body that are told: it can have one in every two of its bytes
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 T = TypeVar("T")
@@ -127,7 +129,8 @@ def validate(schema: type[Body], value: Any) -> Body:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise InvalidValue(_describe(error), _first_field(error)) from None
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidValue(_describe(problems), _first_field(problems)) from None
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -147,14 +150,19 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-def _describe(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    return "; ".join(f"{shown('.'.join(map(str, problem['loc']))) or 'body'}: {problem['msg']}" for problem in problems)
+async def written(write: Callable[[], Response], *, is_long: bool) -> Response:
+    """An answer with thousands of scored tokens takes seconds to write: a thread does it, and others go on."""
+    return await asyncio.to_thread(write) if is_long else write()
 
 
-def _first_field(error: ValidationError) -> str | None:
+def _describe(problems: Sequence[ErrorDetails]) -> str:
+    told = [f"{shown('.'.join(map(str, each['loc']))) or 'body'}: {each['msg']}" for each in problems[:MAX_PROBLEMS]]
+    return "; ".join(told) + (f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else "")
+
+
+def _first_field(problems: Sequence[ErrorDetails]) -> str | None:
     """The body's own field that the first problem is in."""
-    place = error.errors(include_url=False, include_input=False, include_context=False)[0]["loc"]
+    place = problems[0]["loc"]
     return shown(str(place[0])) if place else None
 
 

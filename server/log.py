@@ -1,10 +1,29 @@
-"""The server's own log: one line an event, JSON, or colours on a terminal. Knows nothing of what is logged."""
+"""The server's own log: one line an event, JSON, or colours on a terminal. Knows nothing of what is logged.
+
+What the log tells of goes on where it cannot be written: a full disk must not keep a server from draining.
+"""
 
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
+
+
+class LossyStream:
+    """A stream that drops what it cannot write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def make_logger(stream: TextIO | None = None) -> FilteringBoundLogger:
@@ -17,7 +36,7 @@ def make_logger(stream: TextIO | None = None) -> FilteringBoundLogger:
     ]
     renderer: Processor = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
     lazy = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
+        structlog.WriteLogger(cast(TextIO, LossyStream(stream))),
         processors=[*common, renderer],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
     )

@@ -3,7 +3,6 @@
 Pure ASGI, so that streams pass through untouched. Knows nothing of what the routes do.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -101,8 +100,7 @@ class RefusalAtOnce:
             return False
         response.raw_headers += _own_headers(response.raw_headers, request_id, headers, is_body_whole=False)
         answer(response)
-        with contextlib.suppress(OSError):  # a log that cannot be written: the answer is given all the same
-            _record(services, scope, request_id, response.status_code, time.monotonic() - arrived_at)
+        _record(services, scope, request_id, response.status_code, time.monotonic() - arrived_at)
         return True
 
 

@@ -4,7 +4,8 @@ Knows bytes, timers and where requests begin and end. Knows nothing of routes.
 
 A request's head is parsed once it is whole, and not before the request in front of it was answered. A connection is
 closed when a head does not come in time, from its first byte or from the connection's beginning, and when a request
-that was answered before its body came keeps sending it. It is cut where its reader takes nothing of what was written.
+that was answered before its body came keeps sending it. It is cut where its reader takes nothing of what was written,
+and where a stream's reader stays behind: what the engine goes on saying would wait for it here.
 """
 
 import asyncio
@@ -35,6 +36,7 @@ UPGRADE = re.compile(rb"\r\nupgrade:[\t -~\x80-\xff]*", re.IGNORECASE)
 OVERSLEPT = 1.0  # seconds by which a timer is late where this process or its machine stood still
 INFORMATIONAL = b"HTTP/1.1 1"
 CLOSE = (b"connection", b"close")
+STREAM = b"\r\ncontent-type: text/event-stream"
 ERROR_TYPES = {400: "bad_request", 431: "headers_too_large"}
 
 
@@ -60,12 +62,14 @@ class OneWrite:
         self._close = close
         self._head: bytes | None = None
         self._has_begun = False
+        self.is_stream = False
 
     def write(self, data: bytes) -> None:
         if self._has_begun or data.startswith(INFORMATIONAL):
             self._transport.write(self._take_head() + data)
         else:
             self._has_begun, self._head = True, data
+            self.is_stream = STREAM in data
             self._loop.call_soon(self.flush)
 
     def close(self) -> None:
@@ -89,7 +93,8 @@ class DeadlineProtocol(HttpToolsProtocol):
     """Made by uvicorn, one for each connection, with three things beside its own arguments.
 
     `header_timeout` is in seconds, and so is `reader_timeout`: within which a reader must take some of what waits for
-    it. `refuse` is shown each request's head, and may answer it before the application.
+    it, and of a stream so much that less than 64 KiB wait. `refuse` is shown each request's head, and may answer it
+    before the application.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._header_timeout = header_timeout
         self._reader_timeout = reader_timeout
         self._next_look: asyncio.TimerHandle | None = None  # at what the reader has taken
+        self._behind: asyncio.TimerHandle | None = None  # at whether a stream's reader still is
         self._refuse_by_head = refuse
         self._may_refuse_by_head = False
         self._answer: OneWrite | None = None
@@ -119,8 +125,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         self.cycle = self._answer = None  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        super().pause_writing()  # 64 KiB wait
         self._watch_reader()
+        if self._answer is not None and self._answer.is_stream:
+            self._give_time_to_catch_up()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -318,9 +326,20 @@ class DeadlineProtocol(HttpToolsProtocol):
         return self.transport.get_write_buffer_size() + in_kernel[0]
 
     def _forget_reader(self) -> None:
-        if self._next_look is not None:
-            self._next_look.cancel()
-            self._next_look = None
+        for look in (self._next_look, self._behind):
+            if look is not None:
+                look.cancel()
+        self._next_look = self._behind = None
+
+    def _give_time_to_catch_up(self) -> None:
+        self._behind = self.loop.call_later(self._reader_timeout, self._look_whether_behind)
+
+    def _look_whether_behind(self) -> None:
+        assert self._behind is not None, "who looks was called by it"
+        if self.loop.time() - self._behind.when() < OVERSLEPT:
+            self.transport.abort()
+        else:
+            self._give_time_to_catch_up()
 
     def _look_at_reader(self, num_untaken_before: int) -> None:
         assert self._next_look is not None, "who looks was called by it"

@@ -57,6 +57,10 @@ class Row:
         self._write()
         return self._tokens
 
+    def is_last(self, token: Token) -> bool:
+        """Whether the row has ended, and with this token."""
+        return self.finish_reason is not None and token is self.tokens[-1]
+
     @property
     def text(self) -> str:
         if self._stops.has_stopped:
@@ -140,7 +144,7 @@ def likeliest(tokenizer: Tokenizer, logprob: TokenLogprob) -> tuple[Token, ...]:
     if not logprob.top:
         return ()
     return tuple(
-        Token(token_id, tokenizer.decode([token_id]), finite(logprob), tokenizer.is_special(token_id))
+        Token(token_id, tokenizer.name_of(token_id), finite(logprob), tokenizer.is_special(token_id))
         for token_id, logprob in logprob.top
     )
 

@@ -77,4 +77,4 @@ def score_of(sample: Sample, num_tokens: int, tokenizer: Tokenizer, details: boo
 
 
 def _token(token: TokenLogprob, tokenizer: Tokenizer) -> ScoredTokenAnswer:
-    return ScoredTokenAnswer(id=token.token_id, text=tokenizer.decode([token.token_id]), logprob=finite(token.logprob))
+    return ScoredTokenAnswer(id=token.token_id, text=tokenizer.name_of(token.token_id), logprob=finite(token.logprob))

@@ -32,6 +32,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._special_ids = frozenset(id for id, token in backend.get_added_tokens_decoder().items() if token.special)
+        self._names: dict[int, str] = {}
 
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(self._backend.encode(text, add_special_tokens=False).ids)
@@ -44,6 +45,13 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return str(self._backend.decode(list(token_ids), skip_special_tokens=False))
+
+    def name_of(self, token_id: int) -> str:
+        """How the token reads alone. Answers with scores ask for thousands, over and over."""
+        name = self._names.get(token_id)
+        if name is None:
+            name = self._names[token_id] = self.decode([token_id])
+        return name
 
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids

@@ -3,6 +3,8 @@
 Knows when something is written, and what is when nothing is. Knows no dialect.
 """
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Protocol
@@ -20,6 +22,7 @@ from server.services import Services
 from server.stream import EventStream
 
 KEEP_ALIVE = b": keep-alive\n\n"
+LONG_TURN = 0.005  # seconds of the event loop
 
 
 class Events(Protocol):
@@ -47,11 +50,22 @@ async def _pieces(services: Services, samples: Sequence[Sample], events: Events)
     steps = run_streaming(services, samples)
     try:
         async for added in steps:
-            yield events.of_step(added) or KEEP_ALIVE
+            yield await _written(events, added) or KEEP_ALIVE
         if end := events.at_end():
             yield end
     finally:
         await steps.aclose()
+
+
+async def _written(events: Events, added: Added) -> bytes:
+    """Rows that tell their prompts back with scores take long at their first tokens: others come in between."""
+    pieces, since = [], time.monotonic()
+    for sample, tokens in added.items():
+        pieces.append(events.of_step({sample: tokens}))
+        if time.monotonic() - since > LONG_TURN:
+            await asyncio.sleep(0)
+            since = time.monotonic()
+    return b"".join(pieces)
 
 
 async def _first(pieces: AsyncGenerator[bytes, None]) -> bytes:

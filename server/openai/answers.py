@@ -26,6 +26,10 @@ class Form(Protocol):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
+    @property
+    def is_long(self) -> bool:
+        """Whether more is told of each token than its text, or of the prompt's tokens."""
+
     def whole(self, sample: Sample) -> dict[str, Any]: ...
     def part(self, sample: Sample, tokens: Sequence[Token], start: int) -> dict[str, Any]: ...
     def preceding(self, sample: Sample) -> list[Token]:
@@ -42,6 +46,10 @@ class TextForm:
     id_prefix: ClassVar[str] = "cmpl"
     whole_object: ClassVar[str] = "text_completion"
     chunk_object: ClassVar[str] = "text_completion"
+
+    @property
+    def is_long(self) -> bool:
+        return self.has_logprobs or self.echo
 
     def whole(self, sample: Sample) -> dict[str, Any]:
         before = self.preceding(sample)
@@ -60,7 +68,7 @@ class TextForm:
     def _logprobs(self, tokens: Sequence[Token], start: int) -> dict[str, Any] | None:
         if not self.has_logprobs:
             return None
-        names = [self.tokenizer.decode([token.id]) for token in tokens]
+        names = [self.tokenizer.name_of(token.id) for token in tokens]
         return {
             "tokens": names,
             "token_logprobs": [token.logprob for token in tokens],
@@ -78,6 +86,10 @@ class ChatForm:
     id_prefix: ClassVar[str] = "chatcmpl"
     whole_object: ClassVar[str] = "chat.completion"
     chunk_object: ClassVar[str] = "chat.completion.chunk"
+
+    @property
+    def is_long(self) -> bool:
+        return self.has_logprobs
 
     def whole(self, sample: Sample) -> dict[str, Any]:
         message = {"role": "assistant", "content": sample.row.text}
@@ -101,7 +113,7 @@ class ChatForm:
         }
 
     def _score(self, token: Token) -> dict[str, Any]:
-        name = self.tokenizer.decode([token.id])
+        name = self.tokenizer.name_of(token.id)
         raw = None if UNFINISHED in name else list(name.encode())  # a piece of a character has no text of its own
         return {"token": name, "logprob": token.logprob, "bytes": raw}
 
@@ -151,9 +163,9 @@ class Chunks:
 
     def of_step(self, added: Added) -> bytes:
         return b"".join(
-            self._event(sample, token, is_last=sample.row.finish_reason is not None and i == len(tokens) - 1)
+            self._event(sample, token, is_last=sample.row.is_last(token))
             for sample, tokens in added.items()
-            for i, token in enumerate(tokens)
+            for token in tokens
         )
 
     def at_end(self) -> bytes:

@@ -11,7 +11,7 @@ from server.answer_schemas import GenerateAnswer
 from server.answers import body_of, event_of, final_headers
 from server.caller import caller_of
 from server.generation import prepare
-from server.http import read_json, unless_disconnected
+from server.http import read_json, unless_disconnected, written
 from server.openapi import STREAM, errors, json_body
 from server.reading import Added, Sample
 from server.running import best_first, run, samples_of
@@ -71,8 +71,13 @@ async def _answer(
         return await stream_rows(request, services, samples, _Events(samples[0]))
     await unless_disconnected(request, run(services, samples))
     samples = best_first(samples)
-    answer = body_of(samples, services.tokenizer)
-    return JSONResponse([answer] if as_list else answer, headers=final_headers(samples))
+    headers = final_headers(samples)
+
+    def write() -> Response:
+        answer = body_of(samples, services.tokenizer)
+        return JSONResponse([answer] if as_list else answer, headers=headers)
+
+    return await written(write, is_long=bool(generation.parameters.details))
 
 
 class _Events:
@@ -85,10 +90,9 @@ class _Events:
     def of_step(self, added: Added) -> bytes:
         written = b""
         for sample, tokens in added.items():
-            for i, token in enumerate(tokens):
+            for token in tokens:
                 self._index += 1
-                is_last = sample.row.finish_reason is not None and i == len(tokens) - 1
-                written += event_of(self._index, token, sample, is_last)
+                written += event_of(self._index, token, sample, sample.row.is_last(token))
         return written
 
     def at_end(self) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -16,7 +15,7 @@ from server.answers import final_headers
 from server.asked import choose_task
 from server.caller import caller_of
 from server.generation import Generation
-from server.http import read_json, request_id_of, unless_disconnected
+from server.http import read_json, request_id_of, unless_disconnected, written
 from server.openai.answer_schemas import ChatAnswer, CompletionAnswer, ModelAnswer, ModelsAnswer, OpenAIErrorAnswer
 from server.openai.answers import Answer, ChatForm, Chunks, Form, TextForm
 from server.openai.requests import prepare_chat, prepare_completion
@@ -92,8 +91,10 @@ async def _answer(
         include_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         return await stream_rows(request, services, samples, Chunks(answer, samples, include_usage))
     await unless_disconnected(request, run(services, samples))
-    whole: dict[str, Any] = answer.whole(samples, body.num_choices)
-    return JSONResponse(whole, headers=final_headers(samples))
+    headers = final_headers(samples)
+    return await written(
+        lambda: JSONResponse(answer.whole(samples, body.num_choices), headers=headers), is_long=form.is_long
+    )
 
 
 def _all_tasks(store: PrefixStore, tenant: str) -> Iterator[Task]:

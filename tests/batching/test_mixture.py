@@ -52,6 +52,16 @@ def test_a_mixture_and_its_mates_say_what_each_says_alone():
     assert [tokens(row) for row in outputs] == [*ALONE, *alone]
 
 
+def test_a_mixture_whose_every_token_is_over_a_steps_budget_gets_on_beside_rows_that_decode(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(MODEL, 10)
+    monkeypatch.setattr(engine._scheduler, "_min_prefill_tokens", 4)  # as eight rows far into a long context have it
+    mate, mixture = ask((5,), A, max_new_tokens=60), ask_mix(make_prompt(9), [(A, 1.0)] * 8, max_new_tokens=2)
+    decoding, mixed = run(engine, [mate, mixture], {1: 2})
+    assert mixed[-1].step < decoding[-1].step, "it waited until nothing else ran"
+
+
 def test_a_part_of_no_weight_to_speak_of_changes_nothing():
     prompt = make_prompt(9)
     request = ask_mix(prompt, [(A, 5e-324), (B, 1e6)], max_new_tokens=6)

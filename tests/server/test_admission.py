@@ -1,14 +1,19 @@
 """What is refused before the router: at once, without the body, and counted under its route."""
 
+import asyncio
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from server import room
 from server.errors import Overloaded
+from server.grammar_compiler import Grammar
+from server.grammars import GrammarTrial
 from tests.server.conftest import Running
 from tests.server.fakes import EchoEngine, Gate
 
@@ -85,6 +90,27 @@ def test_who_does_not_send_its_body_soon_keeps_nobody_out(start: Start, monkeypa
         server.generate("ab")
         slow.sendall(b'{"inputs": "ab"}'.ljust(100))
         assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+    server.wait_for_open_rows(0)
+
+
+def test_who_waits_for_its_grammar_has_a_place_in_the_queue(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_tried, let_go = threading.Event(), threading.Event()
+
+    async def wait(trial: GrammarTrial, grammar: Grammar) -> None:
+        is_tried.set()
+        await asyncio.to_thread(let_go.wait, 20)
+
+    monkeypatch.setattr(room, "BODY_SECONDS", 0.0)
+    monkeypatch.setattr(GrammarTrial, "check", wait)
+    server = start(EchoEngine(max_num_seqs=1))
+    server.services.engine.room = room.Room(1, 1)
+    asked = {"inputs": "ab", "parameters": {"grammar": {"type": "regex", "value": "ab"}}}
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.http.post, "/generate", json=asked)
+        assert is_tried.wait(20)
+        assert server.http.post("/generate", json=asked).status_code == 429
+        let_go.set()
+        assert first.result().status_code == 200
     server.wait_for_open_rows(0)
 
 

@@ -494,6 +494,22 @@ def test_an_error_repeats_no_more_than_64_escaped_characters(house: Guarded, sen
     assert error.count("\\U") <= 7
 
 
+MANY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a message's parts": ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": [0] * 50_000}]}),
+    "empty parts": ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": [{}] * 50_000}]}),
+    "unknown keys": ("PATCH", "/tasks/0", {f"key{i}": i for i in range(5_000)}),
+    "parts of a mix": ("POST", "/generate", {"inputs": "a", "task_id": {"mix": {f"a/{i}": -1 for i in range(5_000)}}}),
+}
+
+
+@pytest.mark.parametrize(("method", "url", "sent"), MANY.values(), ids=MANY)
+def test_of_many_things_that_are_wrong_a_few_are_told(house: Guarded, method: str, url: str, sent: Any) -> None:
+    answer = house.ask("all", method, url, json={"model": "0", **sent} if url.startswith("/v1") else sent)
+    assert answer.status_code == 422
+    error = answer.json()["error"]
+    assert len(error["message"] if isinstance(error, dict) else error) < 1_000
+
+
 def connected(server: Process) -> socket.socket:
     return socket.create_connection(("127.0.0.1", server.http.base_url.port), 20)
 

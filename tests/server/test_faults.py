@@ -263,6 +263,24 @@ def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
         assert server.generate("ab")["generated_text"] == "ab"
 
 
+def test_a_reader_of_a_stream_that_stays_behind_is_given_up_though_it_takes_some(start: Start) -> None:
+    server = start(EchoEngine(max_model_len=100_000), reader_stall_timeout=1)
+    body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: x\r\n" + head.encode() + body)
+        server.wait_for_open_rows(1)
+        deadline = time.monotonic() + 20
+        while server.server.server_state.connections:
+            assert time.monotonic() < deadline, "a connection is kept for who stays behind"
+            assert connection.recv(2_000), "what waits in the system's buffers lasts longer than that"
+            time.sleep(0.02)
+    server.wait_for_open_rows(0)
+    assert metric(server, 'streams_total{outcome="client_gone"}') == 1
+
+
 def test_a_reader_of_whole_answers_that_takes_nothing_is_cut_too_and_a_slow_one_is_not(start: Start) -> None:
     server = start(reader_stall_timeout=1)
     ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n"

@@ -56,7 +56,7 @@ def launcher(model: Path, directory: Path) -> Iterator[Launch]:
     """Starts servers on free ports, with these `POLYPREFIX_…` settings, on one store; they are killed in the end."""
     with ExitStack() as stack:
 
-        def launch(**settings: str) -> Process:
+        def launch(log_file: Path | None = None, **settings: str) -> Process:
             arguments = [
                 "--model",
                 str(model),
@@ -67,7 +67,7 @@ def launcher(model: Path, directory: Path) -> Iterator[Launch]:
                 "--dtype",
                 "float32",
             ]
-            log = stack.enter_context((directory / "log").open("a"))
+            log = stack.enter_context((log_file or directory / "log").open("a"))
             popen = subprocess.Popen(
                 [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, env=environment(**settings)
             )
@@ -177,6 +177,19 @@ def test_a_loaded_server_finishes_what_it_began_and_ends_with_zero(launch: Launc
         events = events_of("\n".join(lines))
     assert events[-1]["details"]["generated_tokens"] == 120
     assert server.popen.wait(40) == 0
+
+
+@pytest.mark.parametrize("how", ["asked to end", "its engine dies"])
+def test_a_log_that_cannot_be_written_keeps_it_neither_from_answering_nor_from_ending(launch: Launch, how: str) -> None:
+    server = launch(log_file=Path("/dev/full"))
+    assert server.generate("the sea", max_new_tokens=2)["generated_text"]
+    if how == "asked to end":
+        assert server.end() >= 0, "by itself, and not of the signal"
+    else:
+        threads = Path(f"/proc/{server.popen.pid}/task").iterdir()
+        for child in " ".join((thread / "children").read_text() for thread in threads).split():
+            os.kill(int(child), signal.SIGKILL)
+        assert server.popen.wait(40) > 0
 
 
 def test_the_second_signal_ends_it_at_once(launch: Launch) -> None:
