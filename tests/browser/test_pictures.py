@@ -24,7 +24,7 @@ def take(page: Page, look: Look, name: str) -> None:
 
 
 def test_playground(page: Page, look: Look) -> None:
-    run(page, "commongen", "e2e", "wikisplit", "wordnet", "hotels_1", "no prefix")
+    run(page, "sgd_acts", "e2e", "wikisplit", "e2e_fields", "hotels_1", "no prefix")
     token = page.get_by_role("article", name="Answer of e2e").locator(".token.surprise-3, .token.surprise-4").last
     token.hover()
     expect(page.get_by_role("tooltip")).to_be_visible()

@@ -41,11 +41,11 @@ def text_of(page: Page, task_id: str) -> str:
 
 
 def test_one_input_runs_through_several_tasks_side_by_side(page: Page, url: str) -> None:
-    run(page, "e2e", "commongen", "wikisplit", "no prefix")
+    run(page, "e2e", "sgd_acts", "wikisplit", "no prefix")
     with client_of(url) as http:
         for task_id, shown in (
             ("e2e", "e2e"),
-            ("commongen", "commongen"),
+            ("sgd_acts", "sgd_acts"),
             ("wikisplit", "wikisplit"),
             (None, "no prefix"),
         ):

@@ -50,15 +50,15 @@ def is_served(page: Page, name: str, version: int) -> None:
 
 
 def test_files_are_uploaded_by_choice(tasks: Page, url: str, name: str) -> None:
-    files = [file(f"{name}-1", prefix_of("e2e")), file(f"{name}-2", prefix_of("commongen"))]
+    files = [file(f"{name}-1", prefix_of("e2e")), file(f"{name}-2", prefix_of("sgd_acts"))]
     tasks.locator("#files").set_input_files(files)
     outcomes = tasks.locator("#uploads .facts")
     expect(outcomes).to_have_count(2)
     expect(outcomes.first).to_contain_text("version 1 is served")
     expect(outcomes.last).to_contain_text("version 1 is served")
-    expect(card(tasks, f"{name}-1")).to_contain_text("48 virtual tokens")
+    expect(card(tasks, f"{name}-1")).to_contain_text("128 virtual tokens")
     with client_of(url) as http:
-        assert http.get(f"/tasks/{name}-2/prefix").content == prefix_of("commongen")
+        assert http.get(f"/tasks/{name}-2/prefix").content == prefix_of("sgd_acts")
     assert_accessible(tasks)
 
 
@@ -96,7 +96,7 @@ def test_a_refusal_is_told_in_words(tasks: Page, name: str, content: bytes, task
 
 def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
-        publish(http, "commongen", name)
+        publish(http, "sgd_acts", name)
         publish(http, "wikisplit", name)
         reload(tasks)
         card(tasks, name).get_by_text("Versions", exact=True).click()
@@ -105,12 +105,12 @@ def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> N
         tasks.get_by_role("button", name=f"Serve version 1 of {name}").click()
         is_served(tasks, name, 1)
         assert http.get(f"/tasks/{name}").json()["version"] == 1
-        assert generated(http, name, INPUTS, max_new_tokens=8) == generated(http, "commongen", INPUTS, max_new_tokens=8)
+        assert generated(http, name, INPUTS, max_new_tokens=8) == generated(http, "sgd_acts", INPUTS, max_new_tokens=8)
 
 
 def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
-        publish(http, "commongen", name)
+        publish(http, "sgd_acts", name)
         reload(tasks)
         settings = card(tasks, name)
         settings.get_by_text("Settings", exact=True).click()
@@ -154,11 +154,11 @@ def test_a_task_is_deleted_after_a_question(tasks: Page, url: str, name: str) ->
 
 
 def test_a_task_is_found_by_its_name_and_tried_in_the_playground(tasks: Page) -> None:
-    tasks.locator("#list-filter").fill("WORDN")
+    tasks.locator("#list-filter").fill("FIELDS")
     expect(tasks.locator("#task-list .task")).to_have_count(1)
     expect(tasks.locator("#num-tasks")).to_contain_text("1 of ")
-    tasks.get_by_role("link", name="Try wordnet").click()
-    expect(tasks.locator(".choice:has(:checked)")).to_have_text(["wordnet"])
+    tasks.get_by_role("link", name="Try e2e_fields").click()
+    expect(tasks.locator(".choice:has(:checked)")).to_have_text(["e2e_fields"])
     expect(tasks.get_by_label("Input", exact=True)).to_be_focused()
 
 

@@ -12,20 +12,19 @@ from safetensors import safe_open
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prefix_store.fingerprint import fingerprint
-from prefix_store.formats import from_peft, parse
+from prefix_store.formats import parse
 from prefix_store.prefix import Prefix
 from training.backbone import load_backbone
-from training.encoding import Pair
 from training.pocket.card import write_prefix
 from training.pocket.corpus import detokenize
 from training.pocket.decoding import answer
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
-from training.pocket.prefixes import make_prefix, mean_keys_and_values
+from training.pocket.prefixes import make_prefix
 from training.pocket.tasks import Task, service
 
 POCKET = Path(__file__).parents[2] / "polyprefix" / "pocket"
-TASK_IDS = {"e2e", "commongen", "wikisplit", "wordnet", "events_1", "hotels_1", "rentalcars_1"}
+TASK_IDS = {"e2e", "e2e_fields", "wikisplit", "sgd_acts", "events_1", "hotels_1", "rentalcars_1"}
 RECORD: dict[str, Any] = {
     "service": "Restaurants_1",
     "acts": [
@@ -94,24 +93,14 @@ def test_a_prefix_is_tuned_by_the_projects_trainer_and_written_with_its_facts(tm
     trained_on = load_backbone(POCKET, device="cpu", precision="float32")
     make_prefix(task, tmp_path, trained_on, tmp_path)
     facts = json.loads((tmp_path / "dinner.json").read_text())
-    assert (facts["num_train_pairs"], facts["num_dev_inputs"], facts["steps"]) == (3, 1, 2)
+    assert (facts["num_train_pairs"], facts["num_dev_inputs"]) == (3, 1)
+    assert facts["steps"] in (1, 2), "whichever had the better dev loss"
     assert facts["samples"][0]["inputs"] == "offer restaurant name : Bushido | confirm party size : 2 | notify success"
 
     write_prefix(facts, tmp_path, tmp_path, trained_on.fingerprint)
     prefix = parse((tmp_path / "dinner.safetensors").read_bytes(), trained_on.shape, trained_on.fingerprint)
     assert isinstance(prefix, Prefix)
     assert (prefix.num_virtual_tokens, prefix.past_key_values.dtype) == (4, torch.float16)
-
-
-def test_a_prefix_starts_at_the_mean_key_and_value_of_real_tokens() -> None:
-    trained_on = load_backbone(POCKET, device="cpu", precision="float32")
-    ids = trained_on.token_ids("a pub")
-    cache = trained_on.model(torch.tensor([ids]), use_cache=True).past_key_values
-    flat = mean_keys_and_values(trained_on, [Pair(tuple(ids[:1]), tuple(ids[1:])), Pair(tuple(ids), ())])
-    start = from_peft(flat[None], trained_on.shape)  # [n_layer, 2, 1, n_head, head_dim]
-    for layer, (keys, values) in zip(cache.layers, start[:, :, 0], strict=True):
-        torch.testing.assert_close(keys, layer.keys[0].mean(dim=1))
-        torch.testing.assert_close(values, layer.values[0].mean(dim=1))
 
 
 def test_the_shipped_files_are_small_and_list_every_task() -> None:

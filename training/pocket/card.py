@@ -3,7 +3,8 @@
     python -m training.pocket.card --data DIR --work DIR --prefixes DIR --out DIR
 
 `--out` holds the backbone and tokenizer already; `--work` is what `backbone` worked in, `--prefixes` what `prefixes`
-wrote. Knows the files that ship. Knows nothing of how anything was trained beyond the facts written down then.
+wrote. Without `--work` the backbone is as it was, and so are the card's figures of it. Knows the files that ship. Knows
+nothing of how anything was trained beyond the facts written down then.
 `card.json` and `MODEL_CARD.md` are written together, from the same figures.
 """
 
@@ -79,7 +80,7 @@ def write_card(figures: Facts, out: Path) -> None:
     (out / "card.json").write_text(json.dumps({"figures": figures}, indent=2, ensure_ascii=False) + "\n")
     rows = "\n".join(
         f"| `{f['task_id']}` | {f['num_train_pairs']:,} | {f['num_dev_inputs']:,} | {f['num_virtual_tokens']} "
-        f"| {f['steps']:,} | **{f['dev_bleu']:.1f}** | {f['dev_bleu_bare']:.1f} |"
+        f"| {f['learning_rate']:g} | {f['steps']:,} | **{f['dev_bleu']:.1f}** | {f['dev_bleu_bare']:.1f} |"
         for f in figures["tasks"].values()
     )
     samples = "\n".join(_show(f) for f in figures["tasks"].values())
@@ -87,18 +88,26 @@ def write_card(figures: Facts, out: Path) -> None:
     (out / "MODEL_CARD.md").write_text(template.format(rows=rows, samples=samples, **figures["backbone"]))
 
 
-def assemble(data: Path, work: Path, prefixes: Path, out: Path) -> None:
+def kept_figures(out: Path, stored: str) -> Facts:
+    """What the card that is there says of the backbone, which must be the same."""
+    figures: Facts = json.loads((out / "card.json").read_text())["figures"]
+    assert figures["fingerprint"] == stored, "the card is another backbone's; measure this one, with --work"
+    return dict(figures["backbone"])
+
+
+def assemble(data: Path, work: Path | None, prefixes: Path, out: Path) -> None:
     """Write everything that ships beside the backbone."""
     stored = fingerprint(GPT2LMHeadModel.from_pretrained(out, dtype="auto").named_parameters())
     facts = {task.task_id: json.loads((prefixes / f"{task.task_id}.json").read_text()) for task in TASKS}
+    shutil.rmtree(out / "prefixes", ignore_errors=True)  # those of tasks that are no more
     for task_facts in facts.values():
         write_prefix(task_facts, prefixes, out / "prefixes", stored)
     tasks = [describe_task(task, task.read(data)[1]) for task in TASKS]
     (out / "tasks.json").write_text(json.dumps(tasks, indent=2, ensure_ascii=False) + "\n")
     shutil.copy(Path(__file__).with_name("LICENSE-CC-BY-SA-4.0.txt"), out)
     shutil.copy(data / "pretrain" / "COPYRIGHT.wordnet", out / "LICENSE-WordNet.txt")
-    shutil.copy(data / "commongen" / "LICENSE", out / "LICENSE-CommonGen-MIT.txt")
-    write_card({"fingerprint": stored, "backbone": measure_backbone(out, work), "tasks": facts}, out)
+    backbone = kept_figures(out, stored) if work is None else measure_backbone(out, work)
+    write_card({"fingerprint": stored, "backbone": backbone, "tasks": facts}, out)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     assert num_bytes <= MAX_BYTES, f"{num_bytes} bytes; at most {MAX_BYTES} may ship"
 
@@ -114,7 +123,7 @@ def main() -> None:
     """Read the folders from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name in ("data", "work", "prefixes", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+        parser.add_argument(f"--{name}", type=Path, required=name != "work")
     args = parser.parse_args()
     assemble(args.data, args.work, args.prefixes, args.out)
 
