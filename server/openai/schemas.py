@@ -24,7 +24,6 @@ from server.schemas import (
 )
 
 MAX_MESSAGES = 256
-MAX_TEXT_PARTS = 1024  # of one message
 
 # One list of errors for each kind of prompt would be as long as the prompt: the first one says it all.
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_COUNT)]], Field(min_length=1, fail_fast=True)]
@@ -105,7 +104,7 @@ class TextPart(Strict):
     text: str
 
 
-TextParts = Annotated[list[TextPart], Field(max_length=MAX_TEXT_PARTS, fail_fast=True)]
+TextParts = Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class Message(Strict):

@@ -80,7 +80,7 @@ def test_of_many_requests_at_once_no_more_are_let_in_than_there_is_room_for(star
 
 
 def test_who_does_not_send_its_body_soon_keeps_nobody_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(room, "BODY_SECONDS", 0.5)
     server = start(EchoEngine(max_num_seqs=1))
     server.services.engine.room = room.Room(1, 1)
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as slow:

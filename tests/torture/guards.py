@@ -214,7 +214,7 @@ BATCH = [
           "for tenant in slots_wanted",
           f"{FAIRNESS}::test_while_others_wait_below_their_share_nobody_gets_slots_beyond_its_own"),
     Guard("prompts in pieces", "batching/scheduler.py",
-          "num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), int(budget / cost))",
+          "num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), affordable)",
           "num_tokens = sequence.num_pending_tokens(sequence.rows[0])",
           f"{ENGINE}::test_a_long_prompt_does_not_hold_up_rows_that_decode"),
 ]  # fmt: skip
