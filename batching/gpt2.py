@@ -171,7 +171,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def default_dtype(device: torch.device) -> str:
-    """bfloat16 where the device computes in it, float32 elsewhere."""
+    """bfloat16 where the device computes in it; elsewhere float16 on a GPU, float32 on a CPU."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

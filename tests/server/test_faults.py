@@ -245,16 +245,21 @@ def test_a_drain_that_is_shorter_than_its_notice_takes_nothing_that_it_would_not
     gate.open()
 
 
+def ask_for_much(server: Running, connection: socket.socket) -> None:
+    """A stream of more than any buffer on the way holds; this end's is small."""
+    body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    connection.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: x\r\n" + head.encode() + body)
+
+
 def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
     gate = Gate()
     gate.allow(5_000)  # more than any buffer on the way holds, and less than the whole answer
     server = start(EchoEngine(max_model_len=100_000, before_step=gate), reader_stall_timeout=0.2)
-    body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
     with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        connection.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: x\r\n" + head.encode() + body)
+        ask_for_much(server, connection)
         server.wait_for_open_rows(1)
         server.wait_for_open_rows(0)
         gate.open()
@@ -265,12 +270,8 @@ def test_a_reader_that_takes_nothing_is_given_up(start: Start) -> None:
 
 def test_a_reader_of_a_stream_that_stays_behind_is_given_up_though_it_takes_some(start: Start) -> None:
     server = start(EchoEngine(max_model_len=100_000), reader_stall_timeout=1)
-    body = json.dumps({"inputs": "a" * 30_000, "parameters": {"top_n_tokens": 20, "max_new_tokens": 30_000}}).encode()
     with socket.socket() as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", server.port))
-        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        connection.sendall(b"POST /generate_stream HTTP/1.1\r\nhost: x\r\n" + head.encode() + body)
+        ask_for_much(server, connection)
         server.wait_for_open_rows(1)
         deadline = time.monotonic() + 20
         while server.server.server_state.connections:

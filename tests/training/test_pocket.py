@@ -21,7 +21,7 @@ from training.pocket.decoding import answer
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
 from training.pocket.prefixes import make_prefix
-from training.pocket.tasks import Task, service
+from training.pocket.tasks import Task, says_all, service, told_of
 
 POCKET = Path(__file__).parents[2] / "polyprefix" / "pocket"
 TASK_IDS = {"e2e", "e2e_fields", "wikisplit", "sgd_acts", "events_1", "hotels_1", "rentalcars_1"}
@@ -101,6 +101,17 @@ def test_a_prefix_is_tuned_by_the_projects_trainer_and_written_with_its_facts(tm
     prefix = parse((tmp_path / "dinner.safetensors").read_bytes(), trained_on.shape, trained_on.fingerprint)
     assert isinstance(prefix, Prefix)
     assert (prefix.num_virtual_tokens, prefix.past_key_values.dtype) == (4, torch.float16)
+
+
+def test_a_record_has_what_its_description_tells() -> None:
+    record = "name : Cotto | food : Fast food | priceRange : less than £20 | area : riverside | familyFriendly : yes"
+    assert told_of(record, "Cotto has cheap fast-food by the river, for kids too.") == record
+    assert told_of(record, "Families like Cotto.") == "name : Cotto | familyFriendly : yes"
+
+
+def test_an_utterance_says_all_or_not() -> None:
+    assert says_all(RECORD)
+    assert not says_all({**RECORD, "text": "Bushido has a table."})
 
 
 def test_the_shipped_files_are_small_and_list_every_task() -> None:
