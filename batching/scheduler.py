@@ -10,7 +10,7 @@ from batching.fairness import FairShare
 from batching.sequence import Row, RowStep, Sequence
 
 # A token that reads so many positions costs twice what one costs that reads none.
-DOUBLING_POSITIONS = 1024
+DOUBLING_POSITIONS = 640
 
 
 class SlotPool(Protocol):
@@ -24,14 +24,14 @@ class Scheduler:
     """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
     bounded piece of waiting prompts.
 
-    While rows decode, a step's prompt tokens are at most half as many again as its decoding rows, or
-    `min_prefill_tokens`, which every mixture's rows fit in; and fewer, the further they are into their row. A prompt's
-    token costs about half of what a decoding row does, since it has no logits, so that a long prompt does not double
-    the gap between two tokens of the others.
+    While rows decode, a step's prompt tokens are at most as many as its decoding rows, or `min_prefill_tokens`, which
+    every mixture's rows fit in; and fewer, the further they are into their row. A prompt's token costs about half of
+    what a decoding row does, since it has no logits, so that a step is half as long again beside a long prompt, and no
+    gap between two tokens of the others twice as long, even where the machine holds a step up.
     """
 
     def __init__(
-        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 24, max_prefill_tokens: int = 512
+        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 18, max_prefill_tokens: int = 512
     ) -> None:
         self._slots = slots
         self._fair_share = fair_share
@@ -104,7 +104,7 @@ class Scheduler:
 
     def max_prompt_tokens_beside(self, num_decoding: int) -> int:
         """How many tokens of prompts a step reads at most, beside so many rows that decode: one or more."""
-        return max(self._min_prefill_tokens, num_decoding * 3 // 2)
+        return max(self._min_prefill_tokens, num_decoding)
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
         """The same piece of its prompt for each row of a sequence; the oldest gets on, if only by a token."""
