@@ -50,7 +50,7 @@ def is_served(page: Page, name: str, version: int) -> None:
 
 
 def test_files_are_uploaded_by_choice(tasks: Page, url: str, name: str) -> None:
-    files = [file(f"{name}-1", prefix_of("e2e")), file(f"{name}-2", prefix_of("sgd_acts"))]
+    files = [file(f"{name}-1", prefix_of("e2e")), file(f"{name}-2", prefix_of("events_acts"))]
     tasks.locator("#files").set_input_files(files)
     outcomes = tasks.locator("#uploads .facts")
     expect(outcomes).to_have_count(2)
@@ -58,7 +58,7 @@ def test_files_are_uploaded_by_choice(tasks: Page, url: str, name: str) -> None:
     expect(outcomes.last).to_contain_text("version 1 is served")
     expect(card(tasks, f"{name}-1")).to_contain_text("128 virtual tokens")
     with client_of(url) as http:
-        assert http.get(f"/tasks/{name}-2/prefix").content == prefix_of("sgd_acts")
+        assert http.get(f"/tasks/{name}-2/prefix").content == prefix_of("events_acts")
     assert_accessible(tasks)
 
 
@@ -96,8 +96,8 @@ def test_a_refusal_is_told_in_words(tasks: Page, name: str, content: bytes, task
 
 def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
-        publish(http, "sgd_acts", name)
-        publish(http, "wikisplit", name)
+        publish(http, "events_acts", name)
+        publish(http, "punctuation", name)
         reload(tasks)
         card(tasks, name).get_by_text("Versions", exact=True).click()
         is_served(tasks, name, 2)
@@ -105,12 +105,14 @@ def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> N
         tasks.get_by_role("button", name=f"Serve version 1 of {name}").click()
         is_served(tasks, name, 1)
         assert http.get(f"/tasks/{name}").json()["version"] == 1
-        assert generated(http, name, INPUTS, max_new_tokens=8) == generated(http, "sgd_acts", INPUTS, max_new_tokens=8)
+        assert generated(http, name, INPUTS, max_new_tokens=8) == generated(
+            http, "events_acts", INPUTS, max_new_tokens=8
+        )
 
 
 def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
-        publish(http, "sgd_acts", name)
+        publish(http, "events_acts", name)
         reload(tasks)
         settings = card(tasks, name)
         settings.get_by_text("Settings", exact=True).click()

@@ -21,7 +21,7 @@ from tests.deploy.waiting import wait_until_ready
 
 pytestmark = [pytest.mark.deploy]
 POCKET = ROOT / "polyprefix/pocket/prefixes"
-TASKS = ("e2e", "sgd_acts")
+TASKS = ("e2e", "events_acts")
 MAX_SECONDS = 60
 
 

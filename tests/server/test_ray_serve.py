@@ -29,7 +29,7 @@ from tests.torture.processes import prefix_file
 pytestmark = pytest.mark.fleet
 pytest.importorskip("ray", reason="needs Ray (make test-fleet installs it)")
 
-NAMES = ("e2e", "sgd_acts", "e2e_fields")
+NAMES = ("e2e", "events_acts", "e2e_fields")
 NUM_CALLERS = 6
 SECONDS = 8.0  # of asking before, between and after what is done to the replicas
 SECONDS_BETWEEN_UPLOADS = 0.5

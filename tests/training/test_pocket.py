@@ -21,10 +21,10 @@ from training.pocket.decoding import answer
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
 from training.pocket.prefixes import make_prefix
-from training.pocket.tasks import Task, says_all, service, told_of
+from training.pocket.tasks import Task, as_heard, says_all, service, told_of, values_by_slot, with_other_values
 
 POCKET = Path(__file__).parents[2] / "polyprefix" / "pocket"
-TASK_IDS = {"e2e", "e2e_fields", "wikisplit", "sgd_acts", "events_1", "hotels_1", "rentalcars_1"}
+TASK_IDS = {"e2e", "e2e_fields", "punctuation", "events_acts", "events_1", "hotels_1", "homes_acts"}
 RECORD: dict[str, Any] = {
     "service": "Restaurants_1",
     "acts": [
@@ -112,6 +112,42 @@ def test_a_record_has_what_its_description_tells() -> None:
 def test_an_utterance_says_all_or_not() -> None:
     assert says_all(RECORD)
     assert not says_all({**RECORD, "text": "Bushido has a table."})
+
+
+def test_values_change_in_acts_and_utterance_alike() -> None:
+    record = {**RECORD, "text": "Bushido has a table for 2."}
+    other = {
+        "acts": [
+            {"act": "OFFER", "slot": "restaurant_name", "values": ["Taki"]},
+            {"act": "INFORM", "slot": "party_size", "values": ["7"]},
+            {"act": "REQUEST", "slot": "restaurant_name", "values": ["Ozu", "Kabuki"]},
+        ]
+    }
+    pool = values_by_slot([other])
+    texts = set()
+    for seed in range(50):
+        changed = with_other_values(record, pool, random.Random(seed))
+        if changed is not None:
+            (name,), (size,), none = (act["values"] for act in changed["acts"])
+            assert changed["text"] == f"{name} has a table for {size}."
+            assert none == []
+            texts.add(changed["text"])
+    assert texts == {"Taki has a table for 7.", "Taki has a table for 2.", "Bushido has a table for 7."}
+
+
+def test_values_that_are_said_twice_or_within_others_stay() -> None:
+    pool = {"restaurant_name": ["Taki"], "party_size": ["7"]}
+    twice = {**RECORD, "text": "Bushido has a table. Enjoy Bushido!"}
+    within = {**RECORD, "text": "Bushido2 has a table, on 02/12."}
+    assert all(
+        with_other_values(record, pool, random.Random(seed)) is None for record in (twice, within) for seed in range(20)
+    )
+
+
+def test_what_is_heard_has_neither_capitals_nor_stops() -> None:
+    assert (
+        as_heard("Sure! It's $19,643.54 at 7:30 pm, Mr. J. P. Burke?") == "sure it's $19,643.54 at 7:30 pm mr j p burke"
+    )
 
 
 def test_the_shipped_files_are_small_and_list_every_task() -> None:

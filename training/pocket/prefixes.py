@@ -1,7 +1,7 @@
 """Tunes one prefix per task on the frozen pocket backbone, with the project's own trainer, and measures it on the
 task's dev split.
 
-    python -m training.pocket.prefixes --data DIR --backbone DIR --out DIR e2e wikisplit
+    python -m training.pocket.prefixes --data DIR --backbone DIR --out DIR e2e homes_acts
 
 Knows the tasks and how their prefixes start. Writes `<task_id>.pt` (keys and values of the native shape, fp16)
 and `<task_id>.json` (what was trained and how good it is) into `--out`.
@@ -32,7 +32,7 @@ from training.task_training import TaskTraining
 from training.train import train_together
 
 BATCH_SIZE = 4
-MAX_PAIR_LENGTH = 240  # longer pairs are left out of training: a few hundred of WikiSplit
+MAX_PAIR_LENGTH = 240  # longer pairs are left out of training
 NUM_EVALUATIONS = 8  # of the dev loss; what was best is what ships
 NUM_DEV_PAIRS = 400
 NUM_SAMPLES = 8

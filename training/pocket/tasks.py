@@ -4,17 +4,23 @@ Knows the data files and how a task's input is written. Knows nothing of tokens 
 one prompt template of `packing`.
 """
 
+import random
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.examples import Example, grouped, read_examples
-from training.pocket.corpus import read_sgd, read_wikisplit
+from training.pocket.corpus import read_sgd
 from training.records import dialogue_fields, render
 
 Splits = tuple[list[Example], list[Example]]  # train, dev
+Record = dict[str, Any]  # of a dialogue: service, acts, text
+NUM_COPIES = 2  # with other values, of each utterance that is to be read into acts
+SWAPPED = 0.7  # of the values in them
+SENTENCES = re.compile(r"[A-Z](?!.*\w[.?!][A-Z]).{,198}[.?!]")  # as they should be written, nothing run together
 # What a description has in it that tells of a field in words of its own; any other field it tells by its value
 HINTS = {
     "priceRange": "pric|cheap|expensive|£|cost|afford|budget|moderate",
@@ -52,12 +58,6 @@ def service(name: str) -> Callable[[Path], Splits]:
     return published("sgd_nlg", "train.jsonl.gz", "dev.jsonl", f"sgd:{name}")
 
 
-def read_splits(data: Path) -> Splits:
-    """One long sentence -> two sentences that say the same."""
-    train, dev = read_wikisplit(data)
-    return list(grouped(train)), list(grouped(dev))
-
-
 def read_restaurants(data: Path) -> Splits:
     """A restaurant's record -> its description, of those that tell all of it: three in ten leave something out."""
     train, dev = read_e2e(data)
@@ -77,20 +77,77 @@ def read_descriptions(data: Path) -> Splits:
     return back, list(grouped((example.targets[0], told_of(example.inputs, example.targets[0])) for example in dev))
 
 
-def read_utterances(data: Path) -> Splits:
-    """What a dialogue assistant of any of 26 services says -> its acts, where it says all their values; of the dev set
-    every tenth."""
+def acts_of(name: str) -> Callable[[Path], Splits]:
+    """Return the reader of one dialogue service the other way round, utterances that say all their values -> acts. Each
+    one of the training set comes again with other values, so that they are read and not remembered."""
 
-    def read(split: str) -> list[Example]:
-        records = [record for record in read_sgd(data, split) if says_all(record)]
-        return list(grouped((record["text"], render(dialogue_fields(record["acts"]))) for record in records))
+    def read(data: Path) -> Splits:
+        train, dev = (
+            [record for record in read_sgd(data, split) if record["service"] == name and says_all(record)]
+            for split in ("train", "dev")
+        )
+        rng, pool = random.Random(0), values_by_slot(train)
+        copies = [with_other_values(record, pool, rng) for record in train for _ in range(NUM_COPIES)]
+        return read_into_acts([*train, *filter(None, copies)]), read_into_acts(dev)
 
-    return read("train"), read("dev")[::10]
+    return read
 
 
-def says_all(record: dict[str, Any]) -> bool:
+def read_into_acts(records: Sequence[Record]) -> list[Example]:
+    return list(grouped((record["text"], render(dialogue_fields(record["acts"]))) for record in records))
+
+
+def says_all(record: Record) -> bool:
     values = [value for act in record["acts"] for value in act["values"]]
     return all(value in ("True", "False") or value.lower() in record["text"].lower() for value in values)
+
+
+def values_by_slot(records: Sequence[Record]) -> Mapping[str, Sequence[str]]:
+    pool: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for act in record["acts"]:
+            pool[act["slot"]] += act["values"] if len(act["values"]) == 1 else ()
+    return pool
+
+
+def with_other_values(record: Record, pool: Mapping[str, Sequence[str]], rng: random.Random) -> Record | None:
+    """Put others of the pool in the place of values that the text says once, in acts and text alike; None where there
+    is none, or the text would not say them all."""
+    single = [(act["slot"], *act["values"]) for act in record["acts"] if len(act["values"]) == 1]
+    swaps = {
+        value: rng.choice(pool[slot])
+        for slot, value in single
+        if len(whole(value).findall(record["text"])) == 1 and rng.random() < SWAPPED
+    }
+    if not swaps:
+        return None
+    pattern = re.compile("|".join(whole(value).pattern for value in sorted(swaps, key=len, reverse=True)))
+    acts = [{**act, "values": [swaps.get(value, value) for value in act["values"]]} for act in record["acts"]]
+    swapped = {**record, "acts": acts, "text": pattern.sub(lambda match: swaps[match[0]], record["text"])}
+    return swapped if says_all(swapped) else None
+
+
+def whole(value: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
+
+
+def read_spoken(data: Path) -> Splits:
+    """What a dialogue assistant of any of 26 services says, as it is heard -> as it is written. Of the dev set every
+    fifth of those that the training set does not have."""
+    train, dev = (
+        list(grouped((as_heard(record["text"]), record["text"]) for record in records))
+        for records in (
+            [record for record in read_sgd(data, split) if SENTENCES.fullmatch(record["text"])]
+            for split in ("train", "dev")
+        )
+    )
+    known = {example.inputs for example in train}
+    return train, [example for example in dev if example.inputs not in known][::5]
+
+
+def as_heard(text: str) -> str:
+    """Without capitals, and without the punctuation behind words."""
+    return " ".join(re.sub(r"[.,!?;:]+(?=\s|$)", "", text.lower()).split())
 
 
 def told_of(record: str, text: str) -> str:
@@ -108,13 +165,14 @@ TASKS = (
          128, 6000, 100),
     Task("e2e_fields", "Restaurant records", "Reads a restaurant's description into a record.", read_descriptions,
          64, 3500, 80),
-    Task("wikisplit", "Sentence splitting", "Splits a long sentence into two.", read_splits, 32, 1500, 120, 1e-2),
-    Task("sgd_acts", "Dialogue acts", "Reads what an assistant says into dialogue acts.", read_utterances,
-         64, 3500, 80),
+    Task("punctuation", "Punctuation", "Writes what was heard with capitals, commas and full stops.", read_spoken,
+         128, 7000, 100),
     Task("events_1", "Event assistant", "Says what a ticket assistant's system acts mean.",
          service("Events_1"), 64, 1500, 80),
+    Task("events_acts", "Event assistant's acts", "Reads what a ticket assistant says into its system acts.",
+         acts_of("Events_1"), 64, 2500, 80),
     Task("hotels_1", "Hotel assistant", "Says what a hotel assistant's system acts mean.",
          service("Hotels_1"), 64, 1500, 80),
-    Task("rentalcars_1", "Rental-car assistant", "Says what a car-rental assistant's system acts mean.",
-         service("RentalCars_1"), 64, 1500, 80),
+    Task("homes_acts", "Housing assistant's acts", "Reads what a housing assistant says into its system acts.",
+         acts_of("Homes_1"), 64, 2500, 80),
 )  # fmt: skip
