@@ -134,13 +134,12 @@ def whole(value: str) -> re.Pattern[str]:
 def read_spoken(data: Path) -> Splits:
     """What a dialogue assistant of any of 26 services says, as it is heard -> as it is written. Of the dev set every
     fifth of those that the training set does not have."""
-    train, dev = (
-        list(grouped((as_heard(record["text"]), record["text"]) for record in records))
-        for records in (
-            [record for record in read_sgd(data, split) if SENTENCES.fullmatch(record["text"])]
-            for split in ("train", "dev")
-        )
-    )
+
+    def read(split: str) -> list[Example]:
+        texts = [record["text"] for record in read_sgd(data, split)]
+        return list(grouped((as_heard(text), text) for text in texts if SENTENCES.fullmatch(text)))
+
+    train, dev = read("train"), read("dev")
     known = {example.inputs for example in train}
     return train, [example for example in dev if example.inputs not in known][::5]
 
