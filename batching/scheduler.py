@@ -24,10 +24,10 @@ class Scheduler:
     """Fair between tenants, first come first served within one. A step holds one token of every decoding row and a
     bounded piece of waiting prompts.
 
-    While rows decode, a step's prompt tokens are at most as many as its decoding rows, or `min_prefill_tokens`, which
-    every mixture's rows fit in; and fewer, the further they are into their row. A prompt's token costs about half of
-    what a decoding row does, since it has no logits, so that a step is half as long again beside a long prompt, and no
-    gap between two tokens of the others twice as long, even where the machine holds a step up.
+    While rows decode, a step's prompt tokens are at most as many as its decoding rows, or `min_prefill_tokens`, and
+    fewer, the further they are into their row. A prompt's token costs about half of what a decoding row does, since it
+    has no logits, so that a step beside a long prompt is half as long again: what the machine adds to the longest of
+    many steps comes on top, and brings the others' longest gap to about twice their median one.
     """
 
     def __init__(

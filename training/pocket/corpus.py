@@ -57,16 +57,6 @@ def read_sgd(data: Path, split: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_lines(data / "sgd_nlg" / name)]
 
 
-def read_wikisplit(data: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Read (long sentence, two sentences) rows, de-tokenised, as (train, dev)."""
-    rows = [
-        (detokenize(source), detokenize(target.replace("<::::>", " ")))
-        for name in ("tune.tsv", "validation.tsv")
-        for source, target in (line.split("\t") for line in read_lines(data / "wikisplit" / name))
-    ]
-    return rows[:-NUM_WIKISPLIT_DEV], rows[-NUM_WIKISPLIT_DEV:]
-
-
 def detokenize(text: str) -> str:
     """Undo the Penn-style spacing of WikiSplit: `the band 's own , too .` -> `the band's own, too.`"""
     text = re.sub(r"\s*''\s*(.*?)\s*''\s*", r' "\1" ', text).replace("''", '"')
@@ -81,8 +71,9 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _wikisplit_dev_sentences(data: Path) -> set[str]:
-    _, dev = read_wikisplit(data)
-    texts = [text for row in dev for text in row]
+    """Of the validation file's last rows, each a long sentence and two that say the same, as letters alone."""
+    rows = list(read_lines(data / "wikisplit" / "validation.tsv"))[-NUM_WIKISPLIT_DEV:]
+    texts = [detokenize(text.replace("<::::>", " ")) for row in rows for text in row.split("\t")]
     return {_letters(sentence) for text in texts for sentence in split_sentences(text) if len(sentence) > 20}
 
 
