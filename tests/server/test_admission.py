@@ -108,7 +108,7 @@ def test_who_waits_for_its_grammar_has_a_place_in_the_queue(start: Start, monkey
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(server.http.post, "/generate", json=asked)
         assert is_tried.wait(20)
-        assert server.http.post("/generate", json=asked).status_code == 429
+        assert server.http.post("/generate", json=asked, timeout=10).status_code == 429  # before the first goes on
         let_go.set()
         assert first.result().status_code == 200
     server.wait_for_open_rows(0)
