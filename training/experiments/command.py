@@ -10,7 +10,7 @@ import typer
 from training.backbone import load_backbone
 from training.cli import Device, Model, told_errors
 from training.errors import TrainingError
-from training.experiments import comparison, initialisation, lengths, low_data, places, reparametrisation
+from training.experiments import comparison, initialisation, lengths, low_data, more_data, places, reparametrisation
 from training.experiments.lab import Lab
 from training.experiments.report import Report
 from training.experiments.scales import SCALES
@@ -21,6 +21,7 @@ EXPERIMENTS: dict[str, Callable[[Lab], Report]] = {
     "reparametrisation": reparametrisation.run,
     "lengths": lengths.run,
     "low-data": low_data.run,
+    "more-data": more_data.run,
     "initialisation": initialisation.run,
     "places": places.run,
 }

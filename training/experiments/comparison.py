@@ -40,7 +40,7 @@ class Tuned:
 
 def run(lab: Lab) -> Report:
     wanted = [(name, method) for name, methods in METHODS.items() for method in methods]
-    tuned = {way: tune(lab, *way) for way in sorted(wanted, key=lambda way: way[1] not in SEEDED)}
+    tuned = {way: tune(lab, Trial(*way)) for way in sorted(wanted, key=lambda way: way[1] not in SEEDED)}
     rows: list[list[object]] = []
     scores: dict[tuple[str, str, str], Sequence[float]] = {}
     for name, problem in PROBLEMS.items():
@@ -87,13 +87,13 @@ def run(lab: Lab) -> Report:
     )
 
 
-def tune(lab: Lab, name: str, method: str) -> Tuned:
+def tune(lab: Lab, trial: Trial) -> Tuned:
     """Search the learning rate, then train the best from every seed and score it on each test split."""
-    searched = lab.search(Trial(name, method))
-    num_seeds = lab.scale.num_seeds if method in SEEDED else 1
+    searched = lab.search(trial)
+    num_seeds = lab.scale.num_seeds if trial.method in SEEDED else 1
     seeds = [replace(searched[0].trial, seed=seed) for seed in range(num_seeds)]
     lab.run(seeds)
-    return Tuned(searched, {split: lab.test(seeds, split) for split in PROBLEMS[name].tests})
+    return Tuned(searched, {split: lab.test(seeds, split) for split in PROBLEMS[trial.problem].tests})
 
 
 def told(found: Tuned, split: str, paper: float | None) -> list[object]:
