@@ -3,12 +3,15 @@
 Knows transformers, directories and hub ids. Knows nothing of how a forward pass is computed.
 """
 
+import re
 from pathlib import Path
 
 from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from batching.checkpoint import BackboneError, Checkpoint
 from batching.gpt2 import Backbone, float_dtype_of, resolve_device
+
+LAYER = re.compile(r"(?:transformer\.)?h\.(\d+)\.")
 
 
 def read_checkpoint(model: str | Path, device: str = "auto", dtype: str = "auto") -> Checkpoint:
@@ -29,6 +32,11 @@ def read_checkpoint(model: str | Path, device: str = "auto", dtype: str = "auto"
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise BackboneError(f"{str(model)!r} lacks weights or has them in another shape: {', '.join(missing[:4])}")
+    layers = {int(found[1]) for key in info["unexpected_keys"] if (found := LAYER.match(key))}
+    if unread := sorted(layer for layer in layers if layer >= config.n_layer):
+        raise BackboneError(
+            f"{str(model)!r} has weights of h.{unread[0]}, and by its config.json {config.n_layer} layers"
+        )
     return Checkpoint.of(loaded, Path(model).name, float_dtype_of(dtype, resolve_device(device)))
 
 

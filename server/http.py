@@ -84,6 +84,14 @@ def max_body_bytes(request: Request, max_bytes: int) -> int:
     return num_bytes
 
 
+async def no_key_twice(request: Request) -> None:
+    """A dependency of routes with a query. Raises `InvalidValue` where it says the same twice, as a body's object may
+    not: the last would be taken, and the first forgotten."""
+    keys = [key for key, _ in request.query_params.multi_items()]
+    if len(set(keys)) != len(keys):
+        raise InvalidValue("the query has the same key twice")
+
+
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole body. Raises `TooLarge` from its Content-Length alone, or as soon as too much has come."""
     max_body_bytes(request, max_bytes)

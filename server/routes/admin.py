@@ -32,10 +32,12 @@ from server.admin_schemas import (
 )
 from server.administration import Administration, administration_of, note
 from server.errors import InvalidValue
-from server.http import read_json
+from server.http import no_key_twice, read_json
 from server.openapi import errors, json_body
 
-router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(Needs(Scope.OPERATOR))])
+router = APIRouter(
+    prefix="/admin", tags=["admin"], dependencies=[Depends(Needs(Scope.OPERATOR)), Depends(no_key_twice)]
+)
 
 MAX_BODY_BYTES = 64 << 10
 READING = errors(401, 403, 404, 422, 424, 500, 503)

@@ -31,6 +31,7 @@ from server.file_answer import FileAnswer
 from server.http import (
     content_type_of,
     max_body_bytes,
+    no_key_twice,
     parse_json,
     read_body,
     read_json,
@@ -45,8 +46,8 @@ from server.uploads import Candidate, Conditions, max_upload_bytes, publish, rea
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
-MAY_UPLOAD = [Depends(Needs(Scope.TASKS))]  # uploads have a limit of their own
-MAY_READ = [Depends(Needs()), Depends(counted)]
+MAY_UPLOAD = [Depends(Needs(Scope.TASKS)), Depends(no_key_twice)]  # uploads have a limit of their own
+MAY_READ = [Depends(Needs()), Depends(counted), Depends(no_key_twice)]
 MAY_CHANGE = [*MAY_UPLOAD, Depends(counted)]
 
 Version = Annotated[int | None, Query(ge=1, le=MAX_COUNT)]

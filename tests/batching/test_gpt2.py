@@ -85,6 +85,13 @@ def test_a_checkpoint_that_lacks_weights_is_refused_and_never_filled_with_random
         load_backbone(checkpoint)
 
 
+def test_a_checkpoint_of_more_layers_than_its_configuration_is_refused_and_never_cut_short(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    with pytest.raises(BackboneError, match=r"weights of h\.1, by its config.json 1 layers"):
+        load_backbone(checkpoint)
+
+
 @pytest.mark.parametrize("change", [{"activation_function": "silu"}, {"add_cross_attention": True}])
 def test_a_gpt2_that_computes_something_else_is_refused(change):
     with pytest.raises(BackboneError, match=r"activation|cross-attention"):

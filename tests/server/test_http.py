@@ -103,6 +103,19 @@ def test_a_query_value_that_is_none_is_422(server: Running) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "url"),
+    [
+        ("GET", "/tasks?after=a&after=b"),
+        ("GET", "/tasks?limit=2&limit=2"),
+        ("GET", "/tasks/e2e/prefix?version=1&version=2"),
+        ("PUT", "/tasks/new?serve=false&serve=true"),
+    ],
+)
+def test_a_query_that_says_the_same_twice_is_422(server: Running, method: str, url: str) -> None:
+    assert refused(server.http.request(method, url)) == (422, "validation")
+
+
+@pytest.mark.parametrize(
     "name",
     ["..", "%2e%2e", "..%2f..%2fetc%2fpasswd", "a%00b", "a%0d%0aX:%20y", "%ff", "a%20b", "%F0%9F%8C%8A", "a" * 129],
 )

@@ -166,6 +166,12 @@ ACCESS = [
 ]  # fmt: skip
 
 BATCH = [
+    dropped("weights that are missing", "batching/pretrained.py", "if missing:",
+            "batching/test_gpt2.py::"
+            "test_a_checkpoint_that_lacks_weights_is_refused_and_never_filled_with_random_ones"),
+    Guard("layers that would be left out", "batching/pretrained.py", "if layer >= config.n_layer", "if False",
+          "batching/test_gpt2.py::"
+          "test_a_checkpoint_of_more_layers_than_its_configuration_is_refused_and_never_cut_short"),
     dropped("finite check of a row", "batching/engine.py", "elif not result.is_finite:",
             f"{ENGINE}::test_a_row_whose_prefix_gives_non_finite_logits_fails_alone"),
     Guard("which row of a mix was not finite", "batching/engine.py",
@@ -299,6 +305,8 @@ SERVER = [
           "server/test_admission.py::test_of_many_requests_at_once_no_more_are_let_in_than_there_is_room_for"),
     Guard("room for who waits for a grammar", "server/generation.py", "place.keep(max(1, place.num_rows))", "pass",
           "server/test_admission.py::test_who_waits_for_its_grammar_has_a_place_in_the_queue"),
+    dropped("a key once in a query", "server/http.py", "if len(set(keys)) != len(keys):",
+            f"{HTTP}::test_a_query_that_says_the_same_twice_is_422"),
     Guard("how many wrong things are told", "server/http.py", "problems[:MAX_PROBLEMS]", "problems",
           f"{BAD}::test_of_many_things_that_are_wrong_a_few_are_told"),
     Guard("a log that cannot be written", "server/log.py", "cast(TextIO, LossyStream(stream))", "stream",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from tests.batching.poison import poison_many
+from tests.batching.poison import KINDS, poison_many
 from tests.server.disconnects import held_server, leave_many
 from tests.torture.test_store import Report, count
 
@@ -28,6 +28,9 @@ def test_a_poisoned_rows_mates_say_what_they_say_without_it(report: Report) -> N
     num_changed = sum(outcome.num_mates_changed for outcome in outcomes)
     num_not_contained = sum(not outcome.is_contained for outcome in outcomes)
     count(report, poison_trials=len(outcomes), poison_mates_changed=num_changed, poison_not_contained=num_not_contained)
+    out_of_memory = outcomes[list(KINDS).index("the forward runs out of memory") :: len(KINDS)]  # they take turns
+    num_ended = sum(not outcome.is_contained for outcome in out_of_memory)
+    count(report, out_of_memory_trials=len(out_of_memory), out_of_memory_not_contained=num_ended)
     assert num_changed == 0
     assert num_not_contained == 0
 
