@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from benchmarks.load import request
 from polyprefix.demo_tasks import POCKET
 from tests.child_processes import child_pids
 from tests.torture.processes import SERVE, ServerProcess, launcher, prefix_file
@@ -29,6 +30,8 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(3600)]
 NUM_KILLED, NUM_STOPPED = 15, 5
 NUM_ASKING = 4
 MOST_SECONDS = 35  # for which the server may say that it is healthy when its engine is not
+NUM_LEAVING = 300
+MOST_SECONDS_TO_FREE = 0.25
 NUM_CHANGES = 150
 NUM_TRUNCATED = 12
 
@@ -129,6 +132,50 @@ def test_a_server_whose_engine_is_gone_says_so_and_ends(tmp_path: Path, report: 
         assert each.healthy_seconds <= MOST_SECONDS
         assert each.exit_status > 0
         assert (each.num_told, each.num_left) == (NUM_ASKING, 0)
+
+
+# -- a client that leaves ----------------------------------------------------------------------------------------------
+
+
+async def leave(server: ServerProcess, http: httpx.AsyncClient, is_stream: bool) -> list[float]:
+    """Two clients leave, the one that is queued and then the one that has the only slot: how many seconds later the
+    metrics said that it was gone."""
+    path = "/generate_stream" if is_stream else "/generate"
+    content = json.dumps({**body("name : Cotto", 300), "task_id": "base"}).encode()
+    asked = request("POST", path, content, content_type="application/json")
+    connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+    for _, writer in connections:
+        writer.write(asked)
+    await wait_for(http, running=1, waiting=1)
+    seconds = []
+    for (_, writer), (running, waiting) in zip(reversed(connections), ((1, 0), (0, 0)), strict=True):
+        writer.transport.abort()
+        left_at = time.monotonic()
+        await wait_for(http, running=running, waiting=waiting)
+        seconds.append(time.monotonic() - left_at)
+    return seconds
+
+
+async def wait_for(http: httpx.AsyncClient, **expected: int) -> None:
+    lines = {f"polyprefix_requests_{name} {number}.0" for name, number in expected.items()}
+    deadline = time.monotonic() + 20
+    while not lines <= set((await http.get("/metrics")).text.splitlines()):
+        assert time.monotonic() < deadline, expected
+
+
+async def leave_many(server: ServerProcess) -> list[float]:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        return sorted([each for place in range(NUM_LEAVING // 2) for each in await leave(server, http, place % 2 == 0)])
+
+
+@pytest.mark.alone
+def test_what_a_client_that_leaves_had_is_soon_free(tmp_path: Path, report: dict[str, float]) -> None:
+    with launcher(tmp_path) as launch:
+        seconds = asyncio.run(leave_many(launch("--max-num-seqs", "1")))
+    report["disconnects_timed"] = len(seconds)
+    report["disconnect_freed_ms_median"] = round(seconds[len(seconds) // 2] * 1e3, 1)
+    report["disconnect_freed_ms_largest"] = round(seconds[-1] * 1e3, 1)
+    assert seconds[-1] <= MOST_SECONDS_TO_FREE
 
 
 # -- a task that is changed while it runs ------------------------------------------------------------------------------
