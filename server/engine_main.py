@@ -178,6 +178,8 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         channel.send(StartFailure(str(error)))
         sys.exit(1)
+    except EOFError:  # the server has ended, or refused the model before there was anything to load
+        sys.exit(1)
     gc.freeze()  # what was loaded stays: looking through it now and then held every row up
     EngineLoop(engine, channel).run()
 
