@@ -1,6 +1,7 @@
-"""The whole server: its engine killed or stopped, its tasks replaced and deleted while they run, its backbone damaged.
+"""The whole server: its engine killed or stopped, clients that leave it, its tasks changed while they run, its backbone
+damaged.
 
-`pytest -m torture tests/torture/test_process_faults.py`; eight minutes, most of them waiting for what hangs.
+`pytest -m torture tests/torture/test_process_faults.py`; ten minutes, most of them starting servers.
 """
 
 import asyncio
