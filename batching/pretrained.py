@@ -34,7 +34,9 @@ def read_checkpoint(model: str | Path, device: str = "auto", dtype: str = "auto"
         raise BackboneError(f"{str(model)!r} lacks weights or has them in another shape: {', '.join(missing[:4])}")
     layers = {int(found[1]) for key in info["unexpected_keys"] if (found := LAYER.match(key))}
     if unread := sorted(layer for layer in layers if layer >= config.n_layer):
-        raise BackboneError(f"{str(model)!r} has weights of h.{unread[0]}, by its config.json {config.n_layer} layers")
+        raise BackboneError(
+            f"{str(model)!r} has weights of h.{unread[0]}, but its config.json says n_layer {config.n_layer}"
+        )
     return Checkpoint.of(loaded, Path(model).name, float_dtype_of(dtype, resolve_device(device)))
 
 

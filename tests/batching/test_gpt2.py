@@ -88,7 +88,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_and_never_filled_with_random
 def test_a_checkpoint_of_more_layers_than_its_configuration_is_refused_and_never_cut_short(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
-    with pytest.raises(BackboneError, match=r"weights of h\.1, by its config.json 1 layers"):
+    with pytest.raises(BackboneError, match=r"weights of h\.1, but its config.json says n_layer 1"):
         load_backbone(checkpoint)
 
 
