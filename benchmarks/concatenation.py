@@ -34,7 +34,7 @@ from training.metrics import bleu_e2e
 from training.pocket.packing import PROMPT_TEMPLATE
 from training.pocket.tasks import TASKS
 
-PAIRS = [("hotels_1", "events_1"), ("homes_acts", "hotels_1"), ("events_acts", "punctuation"), ("punctuation", "e2e")]
+PAIRS = [("e2e", "events_1"), ("homes_acts", "weather_fields"), ("events_acts", "topics"), ("topics", "e2e")]
 STYLE = "Answer politely, in one short and friendly sentence.\n"
 MAX_NEW_TOKENS = 64
 NUM_SLOTS = 32

@@ -75,7 +75,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("guarded")
     keys = {}
-    tasks = {"acme": ["events_acts", "e2e", "hotels_1"], "birch": ["events_1", "punctuation", "e2e_fields"]}
+    tasks = {"acme": ["events_acts", "e2e", "weather_fields"], "birch": ["events_1", "topics", "e2e_fields"]}
     for tenant in tasks:
         run_admin(directory, "tenant", "add", tenant)
         keys[tenant] = key_of(run_admin(directory, "key", "create", tenant))

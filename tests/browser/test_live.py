@@ -27,12 +27,12 @@ def watch(page: Page) -> None:
 
 def test_rows_of_each_task_are_drawn_in_its_colour_and_counted(page: Page, url: str) -> None:
     watch(page)
-    with client_of(url) as http, asked_all_the_time(http, ["e2e", "events_acts", "punctuation"], NUM_AT_ONCE):
+    with client_of(url) as http, asked_all_the_time(http, ["e2e", "events_acts", "topics"], NUM_AT_ONCE):
         tiles = page.locator("#tiles")
         expect(tiles).to_contain_text(f"of {NUM_SLOTS} slots, 3 tasks")
         expect(page.get_by_role("img", name="of events_acts")).to_be_visible()
         colours = page.locator("#steps").evaluate(COLOURS)
-        for task_id in ("e2e", "events_acts", "punctuation"):
+        for task_id in ("e2e", "events_acts", "topics"):
             assert page.evaluate(COLOUR_OF, task_id) in colours
         for tile in ("First token", "Between two tokens"):
             expect(tiles.locator("div", has_text=tile).locator("b")).to_contain_text("ms")

@@ -24,7 +24,7 @@ def take(page: Page, look: Look, name: str) -> None:
 
 
 def test_playground(page: Page, look: Look) -> None:
-    run(page, "events_acts", "e2e", "punctuation", "e2e_fields", "hotels_1", "no prefix")
+    run(page, "events_acts", "e2e", "topics", "e2e_fields", "weather_fields", "no prefix")
     token = page.get_by_role("article", name="Answer of e2e").locator(".token.surprise-3, .token.surprise-4").last
     token.hover()
     expect(page.get_by_role("tooltip")).to_be_visible()
@@ -33,7 +33,7 @@ def test_playground(page: Page, look: Look) -> None:
 
 def test_tasks(page: Page, look: Look, url: str) -> None:
     with client_of(url) as http:
-        publish(http, "punctuation", "e2e")
+        publish(http, "topics", "e2e")
         http.patch("/tasks/e2e", json={"version": 1}).raise_for_status()
         publish(http, "e2e")
     page.get_by_role("link", name="Tasks", exact=True).click()

@@ -41,12 +41,12 @@ def text_of(page: Page, task_id: str) -> str:
 
 
 def test_one_input_runs_through_several_tasks_side_by_side(page: Page, url: str) -> None:
-    run(page, "e2e", "events_acts", "punctuation", "no prefix")
+    run(page, "e2e", "events_acts", "topics", "no prefix")
     with client_of(url) as http:
         for task_id, shown in (
             ("e2e", "e2e"),
             ("events_acts", "events_acts"),
-            ("punctuation", "punctuation"),
+            ("topics", "topics"),
             (None, "no prefix"),
         ):
             assert text_of(page, shown) == generated(http, task_id, INPUTS)

@@ -97,7 +97,7 @@ def test_a_refusal_is_told_in_words(tasks: Page, name: str, content: bytes, task
 def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
         publish(http, "events_acts", name)
-        publish(http, "punctuation", name)
+        publish(http, "topics", name)
         reload(tasks)
         card(tasks, name).get_by_text("Versions", exact=True).click()
         is_served(tasks, name, 2)

@@ -24,7 +24,7 @@ def demo_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with child_server(options, log) as process, Client(url) as client:
         wait_until_ready(client, process, log)
-        publish(client, [task for task in embedded_tasks() if task.task_id in ("e2e", "hotels_1", "events_1")])
+        publish(client, [task for task in embedded_tasks() if task.task_id in ("e2e", "events_1")])
         yield url
 
 

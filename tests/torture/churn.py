@@ -34,7 +34,7 @@ def asking(key: str) -> list[bytes]:
 
 def changing(key: str) -> list[bytes]:
     """Two uploads of each task, the second one of which replaces it, then a way back, and for every third its end."""
-    keys_and_values = load(prefix_file("hotels_1"))["past_key_values"]
+    keys_and_values = load(prefix_file("weather_fields"))["past_key_values"]
     requests = []
     for i in range(NUM_FILES):
         path = f"/tasks/task-{i % NUM_TASKS}"

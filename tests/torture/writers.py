@@ -13,7 +13,7 @@ from safetensors.torch import load
 from prefix_store.formats import dump
 from tests.torture.processes import ServerProcess, prefix_file
 
-KEYS_AND_VALUES = load(prefix_file("hotels_1"))["past_key_values"]
+KEYS_AND_VALUES = load(prefix_file("weather_fields"))["past_key_values"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from training.pocket.decoding import answer
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
 from training.pocket.prefixes import make_prefix
-from training.pocket.tasks import Task, as_heard, says_all, service, told_of, values_by_slot, with_other_values
+from training.pocket.tasks import Task, read_topics, says_all, service, told_of, values_by_slot, with_other_values
 
 POCKET = Path(__file__).parents[2] / "polyprefix" / "pocket"
-TASK_IDS = {"e2e", "e2e_fields", "punctuation", "events_acts", "events_1", "hotels_1", "homes_acts"}
+TASK_IDS = {"e2e", "e2e_fields", "topics", "events_acts", "events_1", "weather_fields", "homes_acts"}
 RECORD: dict[str, Any] = {
     "service": "Restaurants_1",
     "acts": [
@@ -144,10 +144,23 @@ def test_values_that_are_said_twice_or_within_others_stay() -> None:
     )
 
 
-def test_what_is_heard_has_neither_capitals_nor_stops() -> None:
-    assert (
-        as_heard("Sure! It's $19,643.54 at 7:30 pm, Mr. J. P. Burke?") == "sure it's $19,643.54 at 7:30 pm mr j p burke"
-    )
+def test_an_utterance_is_read_into_its_topic_where_it_tells_it(tmp_path: Path) -> None:
+    def write(name: str, records: list[dict[str, Any]]) -> None:
+        (tmp_path / "sgd_nlg").mkdir(exist_ok=True)
+        content = "".join(json.dumps(record) + "\n" for record in records).encode()
+        (tmp_path / "sgd_nlg" / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+    offer = {**RECORD, "acts": [{**act, "act": "OFFER"} for act in RECORD["acts"]], "service": "RideSharing_2"}
+    short = {**RECORD, "acts": RECORD["acts"][1:], "text": "For 2?"}
+    write("train.jsonl.gz", [RECORD, {**offer, "text": "Taki, for 4?"}, short])
+    unknown = {**offer, "service": "RideSharing_3", "text": "Ozu, for 3?"}
+    write("dev.jsonl", [RECORD, {**offer, "text": "Ozu, for 2?"}, unknown])
+    train, dev = read_topics(tmp_path)
+    assert [(example.inputs, example.targets) for example in train] == [
+        (RECORD["text"], ("topic : restaurants | act : confirm",)),
+        ("Taki, for 4?", ("topic : taxis | act : offer",)),
+    ]
+    assert [example.inputs for example in dev] == ["Ozu, for 2?"], "new, and of a service of the training set"
 
 
 def test_the_shipped_files_are_small_and_list_every_task() -> None:

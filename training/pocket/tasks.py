@@ -14,13 +14,21 @@ from typing import Any
 
 from training.examples import Example, grouped, read_examples
 from training.pocket.corpus import read_sgd
-from training.records import dialogue_fields, render
+from training.records import Field, dialogue_fields, render
 
 Splits = tuple[list[Example], list[Example]]  # train, dev
 Record = dict[str, Any]  # of a dialogue: service, acts, text
 NUM_COPIES = 2  # with other values, of each utterance that is to be read into acts
 SWAPPED = 0.7  # of the values in them
-SENTENCES = re.compile(r"[A-Z](?!.*\w[.?!][A-Z]).{,198}[.?!]")  # as they should be written, nothing run together
+# What a service is about, by the first part of its name: other words than that, where it says something else
+TOPICS = {
+    "Banks": "banking",
+    "Media": "movies",
+    "RentalCars": "rental cars",
+    "RideSharing": "taxis",
+    "Services": "appointments",
+    "Travel": "sights",
+}
 # What a description has in it that tells of a field in words of its own; any other field it tells by its value
 HINTS = {
     "priceRange": "pric|cheap|expensive|£|cost|afford|budget|moderate",
@@ -78,8 +86,18 @@ def read_descriptions(data: Path) -> Splits:
 
 
 def acts_of(name: str) -> Callable[[Path], Splits]:
-    """Return the reader of one dialogue service the other way round, utterances that say all their values -> acts. Each
-    one of the training set comes again with other values, so that they are read and not remembered."""
+    """Return the reader of one dialogue service the other way round: an utterance -> its acts."""
+    return spoken(name, dialogue_fields)
+
+
+def fields_of(name: str) -> Callable[[Path], Splits]:
+    """Return the reader of one dialogue service's utterances -> the values that they say, without their acts."""
+    return spoken(name, lambda acts: dialogue_fields([act for act in acts if act["values"]], with_act=False))
+
+
+def spoken(name: str, fields_of_acts: Callable[[list[Record]], list[Field]]) -> Callable[[Path], Splits]:
+    """Return the reader of one dialogue service's utterances that say all their values -> their fields, where there are
+    any. Each one of the training set comes again with other values, so that they are read and not remembered."""
 
     def read(data: Path) -> Splits:
         train, dev = (
@@ -88,13 +106,13 @@ def acts_of(name: str) -> Callable[[Path], Splits]:
         )
         rng, pool = random.Random(0), values_by_slot(train)
         copies = [with_other_values(record, pool, rng) for record in train for _ in range(NUM_COPIES)]
-        return read_into_acts([*train, *filter(None, copies)]), read_into_acts(dev)
+        return examples([*train, *filter(None, copies)]), examples(dev)
+
+    def examples(records: Sequence[Record]) -> list[Example]:
+        told = [(record["text"], fields_of_acts(record["acts"])) for record in records]
+        return list(grouped((text, render(fields)) for text, fields in told if fields))
 
     return read
-
-
-def read_into_acts(records: Sequence[Record]) -> list[Example]:
-    return list(grouped((record["text"], render(dialogue_fields(record["acts"]))) for record in records))
 
 
 def says_all(record: Record) -> bool:
@@ -131,22 +149,37 @@ def whole(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<!\w){re.escape(value)}(?!\w)")
 
 
-def read_spoken(data: Path) -> Splits:
-    """What a dialogue assistant of any of 26 services says, as it is heard -> as it is written. Of the dev set every
-    fifth of those that the training set does not have."""
+def read_topics(data: Path) -> Splits:
+    """An utterance of a dialogue assistant -> what it is about, and whether it offers something or wants it confirmed.
+    Of the 26 services of the training set, what offers or confirms at least two values, and so says what it is about;
+    of the dev set every third of those that the training set does not have."""
 
-    def read(split: str) -> list[Example]:
-        texts = [record["text"] for record in read_sgd(data, split)]
-        return list(grouped((as_heard(text), text) for text in texts if SENTENCES.fullmatch(text)))
+    def read(split: str) -> list[Record]:
+        return [record for record in read_sgd(data, split) if act_of(record) and num_valued(record) >= 2]
 
     train, dev = read("train"), read("dev")
-    known = {example.inputs for example in train}
-    return train, [example for example in dev if example.inputs not in known][::5]
+    known = {record[key] for record in train for key in ("service", "text")}
+    new = [record for record in dev if record["service"] in known and record["text"] not in known]
+    return read_into_topics(train), read_into_topics(new)[::3]
 
 
-def as_heard(text: str) -> str:
-    """Without capitals, and without the punctuation behind words."""
-    return " ".join(re.sub(r"[.,!?;:]+(?=\s|$)", "", text.lower()).split())
+def read_into_topics(records: Sequence[Record]) -> list[Example]:
+    return list(grouped((record["text"], topic_of(record)) for record in records))
+
+
+def topic_of(record: Record) -> str:
+    name = record["service"].partition("_")[0]
+    return render([("topic", TOPICS.get(name, name.lower())), ("act", act_of(record))])
+
+
+def act_of(record: Record) -> str:
+    """`confirm`, `offer`, or nothing."""
+    acts = {act["act"] for act in record["acts"]}
+    return next((act.lower() for act in ("CONFIRM", "OFFER") if act in acts), "")
+
+
+def num_valued(record: Record) -> int:
+    return sum(bool(act["values"]) for act in record["acts"])
 
 
 def told_of(record: str, text: str) -> str:
@@ -164,14 +197,14 @@ TASKS = (
          128, 6000, 100),
     Task("e2e_fields", "Restaurant records", "Reads a restaurant's description into a record.", read_descriptions,
          64, 3500, 80),
-    Task("punctuation", "Punctuation", "Writes what was heard with capitals, commas and full stops.", read_spoken,
-         128, 7000, 100),
+    Task("topics", "Topics", "Tells what an assistant speaks of, and whether it offers or asks to confirm.",
+         read_topics, 64, 2500, 30),
     Task("events_1", "Event assistant", "Says what a ticket assistant's system acts mean.",
          service("Events_1"), 64, 1500, 80),
     Task("events_acts", "Event assistant's acts", "Reads what a ticket assistant says into its system acts.",
          acts_of("Events_1"), 64, 2500, 80),
-    Task("hotels_1", "Hotel assistant", "Says what a hotel assistant's system acts mean.",
-         service("Hotels_1"), 64, 1500, 80),
+    Task("weather_fields", "Weather records", "Reads what a weather assistant says into a record.",
+         fields_of("Weather_1"), 64, 2500, 60),
     Task("homes_acts", "Housing assistant's acts", "Reads what a housing assistant says into its system acts.",
          acts_of("Homes_1"), 64, 2500, 80),
 )  # fmt: skip
