@@ -18,9 +18,9 @@ from training.records import Field, dialogue_fields, render
 
 Splits = tuple[list[Example], list[Example]]  # train, dev
 Record = dict[str, Any]  # of a dialogue: service, acts, text
-NUM_COPIES = 2  # with other values, of each utterance that is to be read into acts
+NUM_COPIES = 2  # with other values, of each utterance that is to be read
 SWAPPED = 0.7  # of the values in them
-# What a service is about, by the first part of its name: other words than that, where it says something else
+# What services are about, where the first part of the name does not say it
 TOPICS = {
     "Banks": "banking",
     "Media": "movies",
@@ -95,7 +95,7 @@ def fields_of(name: str) -> Callable[[Path], Splits]:
     return spoken(name, lambda acts: dialogue_fields([act for act in acts if act["values"]], with_act=False))
 
 
-def spoken(name: str, fields_of_acts: Callable[[list[Record]], list[Field]]) -> Callable[[Path], Splits]:
+def spoken(name: str, to_fields: Callable[[list[Record]], list[Field]]) -> Callable[[Path], Splits]:
     """Return the reader of one dialogue service's utterances that say all their values -> their fields, where there are
     any. Each one of the training set comes again with other values, so that they are read and not remembered."""
 
@@ -109,7 +109,7 @@ def spoken(name: str, fields_of_acts: Callable[[list[Record]], list[Field]]) -> 
         return examples([*train, *filter(None, copies)]), examples(dev)
 
     def examples(records: Sequence[Record]) -> list[Example]:
-        told = [(record["text"], fields_of_acts(record["acts"])) for record in records]
+        told = [(record["text"], to_fields(record["acts"])) for record in records]
         return list(grouped((text, render(fields)) for text, fields in told if fields))
 
     return read
@@ -151,15 +151,15 @@ def whole(value: str) -> re.Pattern[str]:
 
 def read_topics(data: Path) -> Splits:
     """An utterance of a dialogue assistant -> what it is about, and whether it offers something or wants it confirmed.
-    Of the 26 services of the training set, what offers or confirms at least two values, and so says what it is about;
-    of the dev set every third of those that the training set does not have."""
+    Of the 26 services of the training set, those utterances that have at least two acts with values, and so tell what
+    they are about; of the dev set every third of those that the training set does not have."""
 
     def read(split: str) -> list[Record]:
-        return [record for record in read_sgd(data, split) if act_of(record) and num_valued(record) >= 2]
+        return [record for record in read_sgd(data, split) if offer_or_confirm(record) and num_valued(record) >= 2]
 
     train, dev = read("train"), read("dev")
-    known = {record[key] for record in train for key in ("service", "text")}
-    new = [record for record in dev if record["service"] in known and record["text"] not in known]
+    services, texts = ({record[key] for record in train} for key in ("service", "text"))
+    new = [record for record in dev if record["service"] in services and record["text"] not in texts]
     return read_into_topics(train), read_into_topics(new)[::3]
 
 
@@ -169,10 +169,10 @@ def read_into_topics(records: Sequence[Record]) -> list[Example]:
 
 def topic_of(record: Record) -> str:
     name = record["service"].partition("_")[0]
-    return render([("topic", TOPICS.get(name, name.lower())), ("act", act_of(record))])
+    return render([("topic", TOPICS.get(name, name.lower())), ("act", offer_or_confirm(record))])
 
 
-def act_of(record: Record) -> str:
+def offer_or_confirm(record: Record) -> str:
     """`confirm`, `offer`, or nothing."""
     acts = {act["act"] for act in record["acts"]}
     return next((act.lower() for act in ("CONFIRM", "OFFER") if act in acts), "")
