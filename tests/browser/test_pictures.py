@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import LOOKS, Guarded, Look
 from tests.browser.load import asked_all_the_time
 from tests.browser.server import NUM_SLOTS, ROOT, client_of, publish
-from tests.browser.test_playground import run
+from tests.browser.test_playground import UNLIKELY, run
 
 IMAGES = ROOT / "docs" / "images"
 LIVE_SECONDS = 20  # of requests, until the picture is full
@@ -25,7 +25,7 @@ def take(page: Page, look: Look, name: str) -> None:
 
 def test_playground(page: Page, look: Look) -> None:
     run(page, "events_acts", "e2e", "topics", "e2e_fields", "weather_fields", "no prefix")
-    token = page.get_by_role("article", name="Answer of e2e").locator(".token.surprise-3, .token.surprise-4").last
+    token = page.get_by_role("article", name="Answer of e2e").locator(UNLIKELY).last
     token.hover()
     expect(page.get_by_role("tooltip")).to_be_visible()
     take(page, look, "playground")
