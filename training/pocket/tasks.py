@@ -17,6 +17,7 @@ from training.pocket.corpus import read_sgd
 from training.records import Field, dialogue_fields, render
 
 Splits = tuple[list[Example], list[Example]]  # train, dev
+Act = dict[str, Any]  # act, slot, values
 Record = dict[str, Any]  # of a dialogue: service, acts, text
 NUM_COPIES = 2  # with other values, of each utterance that is to be read
 SWAPPED = 0.7  # of the values in them
@@ -95,7 +96,7 @@ def fields_of(name: str) -> Callable[[Path], Splits]:
     return spoken(name, lambda acts: dialogue_fields([act for act in acts if act["values"]], with_act=False))
 
 
-def spoken(name: str, to_fields: Callable[[list[Record]], list[Field]]) -> Callable[[Path], Splits]:
+def spoken(name: str, to_fields: Callable[[list[Act]], list[Field]]) -> Callable[[Path], Splits]:
     """Return the reader of one dialogue service's utterances that say all their values -> their fields, where there are
     any. Each one of the training set comes again with other values, so that they are read and not remembered."""
 
