@@ -16,7 +16,7 @@ from prefix_store.formats import parse
 from prefix_store.prefix import Prefix
 from training.backbone import load_backbone
 from training.pocket.card import write_prefix
-from training.pocket.corpus import detokenize
+from training.pocket.corpus import NUM_TARGET_READINGS, TEXT_FILES, detokenize, read_corpus
 from training.pocket.decoding import answer
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
@@ -81,6 +81,25 @@ def test_every_kind_of_pair_can_be_answered_from_its_record(phrases: Phrases) ->
 
 def test_wikisplit_spacing_is_undone() -> None:
     assert detokenize("The band 's '' Own '' song ( 1990 ) , too .") == 'The band\'s "Own" song (1990), too.'
+
+
+def test_what_tasks_answer_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    for folder, name, text in [
+        *(("pretrain", name, f"held out\n{name} has read this\n") for name in TEXT_FILES),
+        ("pretrain", "targets_e2e_train.txt", "The Mill is cheap.\n"),
+        ("pretrain", "targets_commongen_train.txt", "a dog runs\n"),
+        ("wikisplit", "validation.tsv", "One . Two .\tOne . <::::> Two .\n"),
+    ]:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    without, with_targets = (read_corpus(tmp_path, with_targets=asked) for asked in (False, True))
+    assert without.train == {name: (f"{name} has read this",) for name in TEXT_FILES}
+    assert with_targets.train == {
+        **without.train,
+        "targets_e2e_train.txt": ("The Mill is cheap.",) * NUM_TARGET_READINGS,
+        "targets_commongen_train.txt": ("a dog runs",) * NUM_TARGET_READINGS,
+    }
+    assert with_targets.held_out == without.held_out == ("held out",) * len(TEXT_FILES)
 
 
 def test_a_prefix_is_tuned_by_the_projects_trainer_and_written_with_its_facts(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
     python -m training.pocket.backbone --data DIR --work DIR --out DIR --minutes 88
 
+With `--start` it goes on from that model instead, and reads what two tasks of the experiments answer as well.
+
 Knows the model, the optimizers and the clock. Knows nothing of tasks or prefixes. The learning rate follows the share
 of the budget that is used, so a slow or crowded machine ends on time with fewer steps; a stopped process loses no
 budget. A checkpoint is written every few minutes, and `--resume` goes on from it.
@@ -38,6 +40,7 @@ PLAIN_SHARE = 0.4
 SHORT_LENGTH = 256  # 256 tokens a row until the last part of training: attention costs half
 LONG_FROM = 0.85
 PEAK_LR = 3e-3
+LATER_PEAK_LR = 1e-3  # of a model that has learned before
 WARMUP = 0.02
 WEIGHT_DECAY = 0.1
 NUM_PAIRS = 400_000
@@ -47,8 +50,8 @@ LONGEST_STEP = 20.0  # a step that took longer was stopped from outside; its tim
 logger = logging.getLogger("pocket")
 
 
-def build_model() -> GPT2LMHeadModel:
-    """A GPT-2 of 5.9 M parameters: 6 layers, 256 wide, 4 heads of 64."""
+def build_model(start: Path | None) -> GPT2LMHeadModel:
+    """A GPT-2 of 5.9 M parameters: 6 layers, 256 wide, 4 heads of 64. Its weights are random, or those of `start`."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCAB_SIZE,
@@ -65,21 +68,24 @@ def build_model() -> GPT2LMHeadModel:
         use_cache=False,
         attn_implementation="sdpa",
     )
-    return GPT2LMHeadModel(config)
+    if start is None:
+        return GPT2LMHeadModel(config)
+    return GPT2LMHeadModel.from_pretrained(start, config=config, dtype=torch.float32)
 
 
 class Trainer:
     """Owns the model, its optimizers and the budget used so far."""
 
-    def __init__(self, model: GPT2LMHeadModel) -> None:
+    def __init__(self, model: GPT2LMHeadModel, peak_lr: float) -> None:
         self.model = model
+        self.peak_lr = peak_lr
         inner = {id(p) for p in model.transformer.h.parameters() if p.ndim == 2}
         matrices = [p for p in model.parameters() if id(p) in inner]
         others = [p for p in model.parameters() if id(p) not in inner]
         # Muon for the matrices inside the blocks; its update is scaled to that of AdamW, so one rate serves both.
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+            torch.optim.Muon(matrices, lr=peak_lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=peak_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         ]
         self.num_steps = 0
         self.seconds = 0.0
@@ -89,7 +95,7 @@ class Trainer:
         """Run one update; `used` is the share of the budget gone. Returns the loss."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = PEAK_LR * min(1.0, used / WARMUP + 0.01) * (1.0 - used)
+                group["lr"] = self.peak_lr * min(1.0, used / WARMUP + 0.01) * (1.0 - used)
         # Rows shorter than the context begin at a random position, so that every position is trained.
         starts = torch.randint(0, MAX_LENGTH - ids.shape[1] + 1, (ids.shape[0], 1))  # [B, 1]
         loss = self._loss(ids, labels, starts + torch.arange(ids.shape[1]))
@@ -163,10 +169,10 @@ def report(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, work: Path, los
     )  # fmt: skip
 
 
-def train(work: Path, out: Path, minutes: float, resume: bool) -> None:
+def train(work: Path, out: Path, minutes: float, start: Path | None, resume: bool) -> None:
     """Train for `minutes` of running time and save the model, in fp16, beside the tokenizer in `out`."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
-    trainer = Trainer(build_model())
+    trainer = Trainer(build_model(start), PEAK_LR if start is None else LATER_PEAK_LR)
     checkpoint = work / "backbone.pt"
     if resume:
         trainer.load(checkpoint)
@@ -203,12 +209,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for token ids and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the tokenizer")
     parser.add_argument("--minutes", type=float, required=True, help="running time that training may take")
+    parser.add_argument("--start", type=Path, help="a model to go on from, reading the tasks' target sentences too")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not (args.work / "probe.json").exists():
-        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH)
-    train(args.work, args.out, args.minutes, args.resume)
+        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start)
+    train(args.work, args.out, args.minutes, args.start, args.resume)
 
 
 if __name__ == "__main__":

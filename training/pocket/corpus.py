@@ -1,7 +1,6 @@
 """Reads the text that the pocket backbone learns from, and keeps out what must stay unseen.
 
-Knows files, lines and hold-outs. Knows nothing of tokens, pairs or tensors. Reads no `targets_*` file: the sentences of
-the tasks that prefixes are tuned for stay out of the backbone's text.
+Knows files, lines and hold-outs. Knows nothing of tokens, pairs or tensors.
 """
 
 import gzip
@@ -19,6 +18,8 @@ TEXT_FILES = (
     "sgd_dialogues.txt.gz",
     "wikisplit_sentences.txt",
 )
+TARGET_FILES = ("targets_e2e_train.txt", "targets_commongen_train.txt")  # sentences of train splits, no records
+NUM_TARGET_READINGS = 12  # how often their lines stand in the text, so that the rest does not drown them
 HELD_OUT_SERVICES = ("Events_1", "Hotels_1", "RentalCars_1")
 NUM_WIKISPLIT_DEV = 500
 HOLD_OUT_EVERY = 200  # every 200th line measures bits per byte and is never trained on
@@ -32,8 +33,11 @@ class Corpus:
     held_out: tuple[str, ...]
 
 
-def read_corpus(data: Path) -> Corpus:
-    """Read `data/pretrain`, without the lines that hold a sentence of the WikiSplit dev rows."""
+def read_corpus(data: Path, *, with_targets: bool) -> Corpus:
+    """Read `data/pretrain`, without the lines that hold a sentence of the WikiSplit dev rows.
+
+    `with_targets`: also what the tasks of E2E and CommonGen answer in their train splits, `NUM_TARGET_READINGS` times.
+    """
     unseen = _wikisplit_dev_sentences(data)
     train: dict[str, tuple[str, ...]] = {}
     held_out: list[str] = []
@@ -41,6 +45,9 @@ def read_corpus(data: Path) -> Corpus:
         lines = [line for line in read_lines(data / "pretrain" / name) if not _contains_any(line, unseen)]
         held_out += lines[::HOLD_OUT_EVERY]
         train[name] = tuple(line for i, line in enumerate(lines) if i % HOLD_OUT_EVERY)
+    if with_targets:
+        for name in TARGET_FILES:
+            train[name] = tuple(read_lines(data / "pretrain" / name)) * NUM_TARGET_READINGS
     return Corpus(train, tuple(held_out))
 
 

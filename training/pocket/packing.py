@@ -49,17 +49,26 @@ def copied_positions(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> list[boo
     return [bool(inside[start:end].any() and not text[start:end].isspace()) for start, end in offsets] + [False]
 
 
-def write_tokens(data: Path, folder: Path, work: Path, num_pairs: int, max_length: int) -> None:
-    """Make everything that training reads: the tokenizer in `folder`, token ids and the probe in `work`."""
-    corpus = read_corpus(data)
+def write_tokens(
+    data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None = None
+) -> None:
+    """Make everything that training reads: the tokenizer in `folder`, token ids and the probe in `work`.
+
+    With `start`, a model to go on from, its tokenizer is taken, and the tasks' target sentences are read too.
+    """
+    corpus = read_corpus(data, with_targets=start is not None)
     records = [record for record in read_sgd(data, "train") if record["service"] not in HELD_OUT_SERVICES]
     phrases = Phrases(text for texts in corpus.train.values() for text in texts)
     maker = PairMaker(records, _sentences(corpus), phrases)
     rng = random.Random(0)
     pairs = [maker.draw(rng) for _ in range(num_pairs)]
     texts = [text for texts in corpus.train.values() for text in texts]
-    sample = texts[::2] + [f"{pair.source}\n {pair.target}" for pair in pairs[: num_pairs // 10]]
-    tokenizer = train_tokenizer(sample, folder, max_length)
+    if start is None:
+        sample = texts[::2] + [f"{pair.source}\n {pair.target}" for pair in pairs[: num_pairs // 10]]
+        tokenizer = train_tokenizer(sample, folder, max_length)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        tokenizer.save_pretrained(folder)
     work.mkdir(parents=True, exist_ok=True)
     rng.shuffle(texts)
     np.save(work / "plain.npy", _join(encode_documents(tokenizer, texts)))
@@ -116,7 +125,7 @@ class Rows:
 
 
 def _sentences(corpus: Corpus) -> list[str]:
-    """Sentences of 4 to 40 words; dialogue and WikiSplit whole, a part of the rest."""
+    """Sentences of 4 to 40 words; dialogue, WikiSplit and targets whole, a part of the rest."""
     shares = {"novels.txt.gz": 3, "factbook.txt": 1, "sgd_dialogues.txt.gz": 3}
     sentences: list[str] = []
     for name, texts in corpus.train.items():
