@@ -49,9 +49,7 @@ def copied_positions(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> list[boo
     return [bool(inside[start:end].any() and not text[start:end].isspace()) for start, end in offsets] + [False]
 
 
-def write_tokens(
-    data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None = None
-) -> None:
+def write_tokens(data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None) -> None:
     """Make everything that training reads: the tokenizer in `folder`, token ids and the probe in `work`.
 
     With `start`, a model to go on from, its tokenizer is taken, and the tasks' target sentences are read too.
