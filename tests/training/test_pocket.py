@@ -6,9 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from prefix_store.fingerprint import fingerprint
@@ -16,8 +18,10 @@ from prefix_store.formats import parse
 from prefix_store.prefix import Prefix
 from training.backbone import load_backbone
 from training.pocket.card import write_prefix
-from training.pocket.corpus import NUM_TARGET_READINGS, TEXT_FILES, detokenize, read_corpus
+from training.pocket.corpus import TEXT_FILES, detokenize, read_corpus
 from training.pocket.decoding import answer
+from training.pocket.mean import write_mean
+from training.pocket.packing import Targets, write_tokens
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
 from training.pocket.prefixes import make_prefix
@@ -83,23 +87,62 @@ def test_wikisplit_spacing_is_undone() -> None:
     assert detokenize("The band 's '' Own '' song ( 1990 ) , too .") == 'The band\'s "Own" song (1990), too.'
 
 
-def test_what_tasks_answer_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:
+def write_corpus(data: Path) -> None:
+    records = "".join(json.dumps(record) + "\n" for record in (RECORD, {**RECORD, "acts": RECORD["acts"][2:]}))
     for folder, name, text in [
-        *(("pretrain", name, f"held out\n{name} has read this\n") for name in TEXT_FILES),
-        ("pretrain", "targets_e2e_train.txt", "The Mill is cheap.\n"),
-        ("pretrain", "targets_commongen_train.txt", "a dog runs\n"),
+        *(("pretrain", name, f"held out\n{name} has read this, and {TEXTS[0]}\n") for name in TEXT_FILES),
+        ("pretrain", "targets_e2e_train.txt", "The Mill is a cheap pub.\n"),
+        ("pretrain", "targets_commongen_train.txt", "a dog runs after a ball\n"),
         ("wikisplit", "validation.tsv", "One . Two .\tOne . <::::> Two .\n"),
+        ("sgd_nlg", "train.jsonl.gz", records),
+        ("sgd_nlg", "dev.jsonl", records),
     ]:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    without, with_targets = (read_corpus(tmp_path, with_targets=asked) for asked in (False, True))
-    assert without.train == {name: (f"{name} has read this",) for name in TEXT_FILES}
-    assert with_targets.train == {
-        **without.train,
-        "targets_e2e_train.txt": ("The Mill is cheap.",) * NUM_TARGET_READINGS,
-        "targets_commongen_train.txt": ("a dog runs",) * NUM_TARGET_READINGS,
-    }
+        (data / folder).mkdir(exist_ok=True)
+        (data / folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+
+
+def test_what_tasks_answer_is_read_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    without, with_targets = (read_corpus(tmp_path, num_readings) for num_readings in (0, 2))
+    assert without.targets == ()
+    assert with_targets.targets == ("The Mill is a cheap pub.", "a dog runs after a ball") * 2
+    assert (
+        with_targets.train == without.train == {name: (f"{name} has read this, and {TEXTS[0]}",) for name in TEXT_FILES}
+    )
     assert with_targets.held_out == without.held_out == ("held out",) * len(TEXT_FILES)
+
+
+@pytest.mark.parametrize("in_pairs", [False, True])
+def test_pairs_are_made_of_what_tasks_answer_only_where_it_is_asked_for(tmp_path: Path, in_pairs: bool) -> None:
+    write_corpus(tmp_path)
+    out, work = tmp_path / "out", tmp_path / "work"
+    write_tokens(tmp_path, out, work, 50, max_length=64, start=POCKET, targets=Targets(2, in_pairs))
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    plain, pairs = (tokenizer.decode(np.load(work / name).tolist()) for name in ("plain.npy", "pairs.npy"))
+    assert plain.count("a dog runs after a ball") == plain.count("The Mill is a cheap pub.") == 2
+    assert ("runs" in pairs) == in_pairs
+
+
+def test_the_mean_of_two_models_has_the_mean_weights_and_the_rest_of_the_first(tmp_path: Path) -> None:
+    first, second = torch.tensor([1.0, -2.0], dtype=torch.float16), torch.tensor([3.0, 2.0], dtype=torch.float16)
+    for name, tensor in ("first", first), ("second", second):
+        (tmp_path / name).mkdir()
+        save_file({"wte.weight": tensor}, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / name / "config.json").write_text(name)
+    write_mean(tmp_path / "first", tmp_path / "second", 0.25, tmp_path / "out")
+    (mean,) = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert mean.dtype == torch.float16
+    assert mean.tolist() == [1.5, -1.0]
+    assert (tmp_path / "out" / "config.json").read_text() == "first"
+
+
+def test_models_of_different_shapes_have_no_mean(tmp_path: Path) -> None:
+    for name, tensor in ("first", torch.zeros(2)), ("second", torch.zeros(3)):
+        (tmp_path / name).mkdir()
+        save_file({"wte.weight": tensor}, tmp_path / name / "model.safetensors")
+    with pytest.raises(ValueError, match="different shapes"):
+        write_mean(tmp_path / "first", tmp_path / "second", 0.25, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prefix_is_tuned_by_the_projects_trainer_and_written_with_its_facts(tmp_path: Path) -> None:

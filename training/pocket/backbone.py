@@ -2,7 +2,8 @@
 
     python -m training.pocket.backbone --data DIR --work DIR --out DIR --minutes 88
 
-With `--start` it goes on from that model instead, and reads what two tasks of the experiments answer as well.
+With `--start` it goes on from that model instead; with `--target-readings` it reads what two tasks of the experiments
+answer as well, and with `--target-pairs` it learns to write that from pairs, too.
 
 Knows the model, the optimizers and the clock. Knows nothing of tasks or prefixes. The learning rate follows the share
 of the budget that is used, so a slow or crowded machine ends on time with fewer steps; a stopped process loses no
@@ -24,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from training.pocket.packing import (
     IGNORED,
     Rows,
+    Targets,
     copied_positions,
     encode_documents,
     encode_pairs,
@@ -209,12 +211,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for token ids and checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the tokenizer")
     parser.add_argument("--minutes", type=float, required=True, help="running time that training may take")
-    parser.add_argument("--start", type=Path, help="a model to go on from, reading the tasks' target sentences too")
+    parser.add_argument("--start", type=Path, help="a model to go on from")
+    parser.add_argument("--target-readings", type=int, default=0, help="how often the tasks' sentences are in the text")
+    parser.add_argument("--target-pairs", action="store_true", help="make pairs of the tasks' sentences, too")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not (args.work / "probe.json").exists():
-        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start)
+        targets = Targets(args.target_readings, args.target_pairs)
+        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start, targets)
     train(args.work, args.out, args.minutes, args.start, args.resume)
 
 

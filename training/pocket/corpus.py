@@ -19,7 +19,6 @@ TEXT_FILES = (
     "wikisplit_sentences.txt",
 )
 TARGET_FILES = ("targets_e2e_train.txt", "targets_commongen_train.txt")  # sentences of train splits, no records
-NUM_TARGET_READINGS = 12  # how often their lines stand in the text, so that the rest does not drown them
 HELD_OUT_SERVICES = ("Events_1", "Hotels_1", "RentalCars_1")
 NUM_WIKISPLIT_DEV = 500
 HOLD_OUT_EVERY = 200  # every 200th line measures bits per byte and is never trained on
@@ -27,16 +26,18 @@ HOLD_OUT_EVERY = 200  # every 200th line measures bits per byte and is never tra
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Plain text by file (one document a line) and what was kept out of it for measuring."""
+    """Plain text by file (one document a line), what tasks answer, and what was kept out of the text for measuring."""
 
     train: dict[str, tuple[str, ...]]
+    targets: tuple[str, ...]
     held_out: tuple[str, ...]
 
 
-def read_corpus(data: Path, *, with_targets: bool) -> Corpus:
+def read_corpus(data: Path, num_target_readings: int) -> Corpus:
     """Read `data/pretrain`, without the lines that hold a sentence of the WikiSplit dev rows.
 
-    `with_targets`: also what the tasks of E2E and CommonGen answer in their train splits, `NUM_TARGET_READINGS` times.
+    What the tasks of E2E and CommonGen answer in their train splits comes `num_target_readings` times, so that the rest
+    does not drown it.
     """
     unseen = _wikisplit_dev_sentences(data)
     train: dict[str, tuple[str, ...]] = {}
@@ -45,10 +46,8 @@ def read_corpus(data: Path, *, with_targets: bool) -> Corpus:
         lines = [line for line in read_lines(data / "pretrain" / name) if not _contains_any(line, unseen)]
         held_out += lines[::HOLD_OUT_EVERY]
         train[name] = tuple(line for i, line in enumerate(lines) if i % HOLD_OUT_EVERY)
-    if with_targets:
-        for name in TARGET_FILES:
-            train[name] = tuple(read_lines(data / "pretrain" / name)) * NUM_TARGET_READINGS
-    return Corpus(train, tuple(held_out))
+    targets = [line for name in TARGET_FILES * num_target_readings for line in read_lines(data / "pretrain" / name)]
+    return Corpus(train, tuple(targets), tuple(held_out))
 
 
 def read_lines(path: Path) -> Iterator[str]:

@@ -7,7 +7,8 @@ target counts in the loss; a plain document counts whole. Knows nothing of the m
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -49,18 +50,30 @@ def copied_positions(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> list[boo
     return [bool(inside[start:end].any() and not text[start:end].isspace()) for start, end in offsets] + [False]
 
 
-def write_tokens(data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """How often the tasks' target sentences stand in the plain text, and whether pairs are made of them too."""
+
+    num_readings: int = 0
+    in_pairs: bool = False
+
+
+def write_tokens(
+    data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None, targets: Targets
+) -> None:
     """Make everything that training reads: the tokenizer in `folder`, token ids and the probe in `work`.
 
-    With `start`, a model to go on from, its tokenizer is taken, and the tasks' target sentences are read too.
+    With `start`, a model to go on from, its tokenizer is taken.
     """
-    corpus = read_corpus(data, with_targets=start is not None)
+    corpus = read_corpus(data, targets.num_readings)
+    texts = [text for texts in corpus.train.values() for text in texts]
     records = [record for record in read_sgd(data, "train") if record["service"] not in HELD_OUT_SERVICES]
-    phrases = Phrases(text for texts in corpus.train.values() for text in texts)
-    maker = PairMaker(records, _sentences(corpus), phrases)
+    in_pairs = corpus.targets if targets.in_pairs else ()
+    phrases = Phrases([*texts, *in_pairs])
+    maker = PairMaker(records, [*_sentences(corpus), *chain.from_iterable(map(_sentences_of, in_pairs))], phrases)
     rng = random.Random(0)
     pairs = [maker.draw(rng) for _ in range(num_pairs)]
-    texts = [text for texts in corpus.train.values() for text in texts]
+    texts += corpus.targets
     if start is None:
         sample = texts[::2] + [f"{pair.source}\n {pair.target}" for pair in pairs[: num_pairs // 10]]
         tokenizer = train_tokenizer(sample, folder, max_length)
@@ -123,14 +136,18 @@ class Rows:
 
 
 def _sentences(corpus: Corpus) -> list[str]:
-    """Sentences of 4 to 40 words; dialogue, WikiSplit and targets whole, a part of the rest."""
+    """Sentences of 4 to 40 words; dialogue and WikiSplit whole, a part of the rest."""
     shares = {"novels.txt.gz": 3, "factbook.txt": 1, "sgd_dialogues.txt.gz": 3}
     sentences: list[str] = []
     for name, texts in corpus.train.items():
         for text in texts[:: shares.get(name, 1)]:
             _, _, body = text.rpartition(": ") if name == "wordnet_glosses.txt.gz" else ("", "", text)
-            sentences += [s for s in split_sentences(body) if 4 <= len(s.split()) <= 40 and "|" not in s]
+            sentences += _sentences_of(body)
     return sentences
+
+
+def _sentences_of(text: str) -> list[str]:
+    return [s for s in split_sentences(text) if 4 <= len(s.split()) <= 40 and "|" not in s]
 
 
 def _probe_pairs(data: Path, train: Iterable[dict[str, object]], phrases: Phrases) -> list[Pair]:
