@@ -216,6 +216,8 @@ def main() -> None:
     parser.add_argument("--target-pairs", action="store_true", help="make pairs of the tasks' sentences, too")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     args = parser.parse_args()
+    if args.target_pairs and not args.target_readings:
+        parser.error("--target-pairs needs --target-readings: there are no sentences to make pairs of")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not (args.work / "probe.json").exists():
         targets = Targets(args.target_readings, args.target_pairs)

@@ -46,8 +46,10 @@ def read_corpus(data: Path, num_target_readings: int) -> Corpus:
         lines = [line for line in read_lines(data / "pretrain" / name) if not _contains_any(line, unseen)]
         held_out += lines[::HOLD_OUT_EVERY]
         train[name] = tuple(line for i, line in enumerate(lines) if i % HOLD_OUT_EVERY)
-    targets = [line for name in TARGET_FILES * num_target_readings for line in read_lines(data / "pretrain" / name)]
-    return Corpus(train, tuple(targets), tuple(held_out))
+    targets = (
+        [line for name in TARGET_FILES for line in read_lines(data / "pretrain" / name)] if num_target_readings else []
+    )
+    return Corpus(train, tuple(targets * num_target_readings), tuple(held_out))
 
 
 def read_lines(path: Path) -> Iterator[str]:

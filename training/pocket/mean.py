@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, required=True, help="of the second in the mean, 0 to 1")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model and the tokenizer")
     args = parser.parse_args()
+    if not 0 <= args.share <= 1:
+        parser.error(f"--share {args.share:g} is no part of a whole: 0 to 1")
     write_mean(args.first, args.second, args.share, args.out)
 
 

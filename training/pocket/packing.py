@@ -54,8 +54,8 @@ def copied_positions(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> list[boo
 class Targets:
     """How often the tasks' target sentences stand in the plain text, and whether pairs are made of them too."""
 
-    num_readings: int = 0
-    in_pairs: bool = False
+    num_readings: int
+    in_pairs: bool
 
 
 def write_tokens(
@@ -66,14 +66,14 @@ def write_tokens(
     With `start`, a model to go on from, its tokenizer is taken.
     """
     corpus = read_corpus(data, targets.num_readings)
-    texts = [text for texts in corpus.train.values() for text in texts]
+    read = [text for texts in corpus.train.values() for text in texts]
     records = [record for record in read_sgd(data, "train") if record["service"] not in HELD_OUT_SERVICES]
-    in_pairs = corpus.targets if targets.in_pairs else ()
-    phrases = Phrases([*texts, *in_pairs])
-    maker = PairMaker(records, [*_sentences(corpus), *chain.from_iterable(map(_sentences_of, in_pairs))], phrases)
+    pair_targets = corpus.targets if targets.in_pairs else ()
+    phrases = Phrases([*read, *pair_targets])
+    maker = PairMaker(records, [*_sentences(corpus), *chain.from_iterable(map(_sentences_of, pair_targets))], phrases)
     rng = random.Random(0)
     pairs = [maker.draw(rng) for _ in range(num_pairs)]
-    texts += corpus.targets
+    texts = [*read, *corpus.targets]
     if start is None:
         sample = texts[::2] + [f"{pair.source}\n {pair.target}" for pair in pairs[: num_pairs // 10]]
         tokenizer = train_tokenizer(sample, folder, max_length)
