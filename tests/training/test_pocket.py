@@ -20,12 +20,21 @@ from training.backbone import load_backbone
 from training.pocket.card import write_prefix
 from training.pocket.corpus import TEXT_FILES, detokenize, read_corpus
 from training.pocket.decoding import answer
+from training.pocket.facts import told_of
 from training.pocket.mean import write_mean
 from training.pocket.packing import Targets, write_tokens
 from training.pocket.pairs import PairMaker, swap_values
 from training.pocket.phrases import Phrases
 from training.pocket.prefixes import make_prefix
-from training.pocket.tasks import Task, read_topics, says_all, service, told_of, values_by_slot, with_other_values
+from training.pocket.tasks import (
+    Task,
+    read_restaurants,
+    read_topics,
+    says_all,
+    service,
+    values_by_slot,
+    with_other_values,
+)
 
 POCKET = Path(__file__).parents[2] / "polyprefix" / "pocket"
 TASK_IDS = {"e2e", "e2e_fields", "topics", "events_acts", "events_1", "weather_fields", "homes_acts"}
@@ -174,6 +183,19 @@ def test_a_record_has_what_its_description_tells() -> None:
 def test_an_utterance_says_all_or_not() -> None:
     assert says_all(RECORD)
     assert not says_all({**RECORD, "text": "Bushido has a table."})
+
+
+def test_a_description_is_learnt_from_where_it_tells_all_of_its_record_and_nothing_else(tmp_path: Path) -> None:
+    record = "name[The Mill], area[riverside], near[Burger King]"
+    told = ["The Mill is by the river, near Burger King.", "The Mill is near Burger King.",
+            "The Mill is by the river, near Burger King. It is cheap."]  # fmt: skip
+    (tmp_path / "e2e").mkdir()
+    rows = "".join(f'"{record}","{text}"\n' for text in told)
+    for name in ("trainset.csv", "devset.csv"):
+        (tmp_path / "e2e" / name).write_text("mr,ref\n" + rows)
+    train, dev = read_restaurants(tmp_path)
+    assert [example.targets for example in train] == [(told[0],)]
+    assert [example.targets for example in dev] == [tuple(told)]
 
 
 def test_values_change_in_acts_and_utterance_alike() -> None:
