@@ -21,9 +21,9 @@ from prefix_store.prefix import Prefix
 from training.backbone import load_backbone
 from training.pocket.decoding import answer
 from training.pocket.facts import SPOKEN, places_of, told_otherwise
-from training.pocket.tasks import read_e2e
+from training.pocket.tasks import TASKS
 
-MAX_NEW_TOKENS = 100
+[E2E] = (task for task in TASKS if task.task_id == "e2e")
 
 
 def main() -> None:
@@ -38,15 +38,16 @@ def main() -> None:
 
     backbone = load_backbone(str(args.model), precision="float32")
     prefix = parse(args.prefix.read_bytes(), backbone.shape, backbone.fingerprint)
-    assert isinstance(prefix, Prefix)
-    train, examples = read_e2e(args.data)
+    if not isinstance(prefix, Prefix):
+        parser.error(f"{args.prefix} has no keys and values, which is what is answered with here")
+    train, examples = E2E.read(args.data)
     inputs = [example.inputs for example in examples]
-    answers = answer(backbone.model, backbone.tokenizer, prefix.past_key_values, inputs, MAX_NEW_TOKENS)
+    answers = answer(backbone.model, backbone.tokenizer, prefix.past_key_values, inputs, E2E.max_new_tokens)
     told = {
         "the prefix": list(zip(inputs, answers, strict=True)),
         "people": [(example.inputs, target) for example in examples for target in example.targets],
     }
-    places = places_of([*(example.inputs for example in train), *inputs])
+    places = places_of(example.inputs for example in train)
 
     wrong = {by: [told_otherwise(record, text, places) for record, text in said] for by, said in told.items()}
     shares = {by: sum(map(bool, fields)) / len(fields) for by, fields in wrong.items()}
