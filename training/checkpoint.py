@@ -4,6 +4,7 @@ Knows files. A checkpoint appears whole or not at all, and is read without unpic
 """
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,15 +17,25 @@ from training.errors import BadExamples, OtherRun
 State = dict[str, Any]  # tensors, numbers, texts, and lists and dicts of them
 
 
-def save_checkpoint(path: Path, state: State) -> None:
-    """Write beside the file, flush to the disk, then rename over it."""
+def write_whole(path: Path, body: bytes | memoryview) -> None:
+    """Write beside the file, flush to the disk, then rename over it. Raises OSError, and leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def save_checkpoint(path: Path, state: State) -> None:
+    body = io.BytesIO()
+    torch.save(state, body)
+    write_whole(path, body.getbuffer())
 
 
 def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None:

@@ -146,7 +146,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps([report.to_json() for report in reports], ensure_ascii=False))
     else:
-        Console().print(report_table(reports))
+        print_whole(report_table(reports))
     with told_errors():
         if out is not None:
             write_reports(out, given, test_sets, answers, reports)
@@ -177,7 +177,7 @@ def train_jobs(
     rows_per_pass: int,
 ) -> None:
     if url is not None:
-        check_upload(jobs, url, api_key)
+        check_upload(jobs, backbone, url, api_key)
     run_jobs(jobs, backbone, ProgressBar(Console(stderr=True)), resume, rows_per_pass)
     for job in jobs:
         typer.echo(f"{job.task_id}: {job.out}")
@@ -185,13 +185,19 @@ def train_jobs(
         upload_prefixes(jobs, url, api_key)
 
 
-def check_upload(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
-    """Ask the server before any training whether it knows the key, and whether the tasks may have their names."""
+def check_upload(jobs: Sequence[Job], backbone: FrozenBackbone, url: str, api_key: str | None) -> None:
+    """Ask the server before any training whether it knows the key and has this backbone, and whether the tasks may have
+    their names."""
     with Client(url, api_key=api_key) as client:
         client.tasks(limit=1)
-        served = client.info().backbone
-        for job in jobs:
-            check_new_task_id(job.task_id, served)
+        served = client.info()
+    if served.fingerprint != backbone.fingerprint:
+        raise TrainingError(
+            f"{url} serves {served.backbone} with the fingerprint {served.fingerprint[:12]}…, and --model has "
+            f"{backbone.fingerprint[:12]}…; train on the weights that are served, or leave --upload out"
+        )
+    for job in jobs:
+        check_new_task_id(job.task_id, served.backbone)
 
 
 def upload_prefixes(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
@@ -271,6 +277,13 @@ def report_table(reports: Sequence[Report]) -> Table:
         counts = (report.num_inputs, report.num_references, report.num_cut, report.num_failed)
         table.add_row(report.task_id, version, *map(str, counts), *numbers, *more)
     return table
+
+
+def print_whole(table: Table) -> None:
+    """As wide as it is: rather lines that the terminal folds than numbers that are cut."""
+    console = Console()
+    console.width = max(console.width, Console(width=10_000).measure(table).maximum)
+    console.print(table)
 
 
 @contextmanager

@@ -65,11 +65,17 @@ def read_any(path: Path, model: str | None, task_index: int | None) -> Source:
         raise NotConvertible(
             f"{path}: expected a file, or a folder with {PEFT_WEIGHTS}, {OLD_PEFT_WEIGHTS} or {WEIGHTS}"
         )
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or is_safetensors(path):
         return read_safetensors(path, model, task_index)
     if path.name == OLD_PEFT_WEIGHTS:
         return read_old_peft(path, model, task_index)
     return read_torch(path, model)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Eight bytes of length, then JSON: our prefixes may have any name."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def read_torch(path: Path, model: str | None) -> Source:
@@ -122,7 +128,10 @@ def peft_shape(folder: Path) -> BackboneShape | None:
     """From the `adapter_config.json` beside the weights."""
     if not (folder / "adapter_config.json").exists():
         return None
-    config = PeftConfig.from_pretrained(str(folder))
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise NotConvertible(f"{folder / 'adapter_config.json'} cannot be read: {error!r}") from error
     if not isinstance(config, PromptLearningConfig):
         raise NotConvertible(
             f"{folder} holds {config.peft_type.value}; expected prefix tuning or another prompt of PEFT's"

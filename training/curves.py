@@ -4,14 +4,19 @@ Knows matplotlib and the event format. Knows nothing of training.
 """
 
 import csv
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 Curve = Sequence[tuple[int, float]]  # (step, loss)
+FLUSH_SECONDS = 30.0  # to the disk itself
 
 
 def draw_curves(path: Path, title: str, train: Curve, dev: Curve) -> None:
@@ -56,13 +61,31 @@ def columns(curve: Curve) -> tuple[list[int], list[float]]:
 
 class EventLog:
     """TensorBoard's events of one run, in a file for each time that it was begun or resumed. Of the earlier files
-    TensorBoard no longer shows what comes after `step`, where the run goes on; they still hold it."""
+    TensorBoard no longer shows what comes after `step`, where the run goes on; they still hold it.
+
+    No other thread writes them: a full disk is an `OSError` of `add` or `flush`. Of a run that is killed the last half
+    minute may be missing.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(folder / "events"))
+        self._flushed = time.monotonic()
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, name: str, value: float, step: int) -> None:
-        self._writer.add_scalar(name, value, step)
+        self._write(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # of what was told before
+            self._writer.close()

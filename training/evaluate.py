@@ -12,7 +12,14 @@ from itertools import zip_longest
 from typing import Any
 
 from clients.client import AsyncClient
-from clients.errors import DeadlineExceeded, GenerationFailed, InternalError, PolyprefixError, ValidationFailed
+from clients.errors import (
+    DeadlineExceeded,
+    GenerationFailed,
+    InternalError,
+    PolyprefixError,
+    TooLarge,
+    ValidationFailed,
+)
 from clients.results import Generation
 from training.coco import coco_scores
 from training.examples import Example
@@ -20,7 +27,7 @@ from training.metrics import bleu_e2e, bleu_webnlg, nist, rouge_l, tokens_13a
 
 SCORINGS = {"e2e": bleu_e2e, "webnlg": bleu_webnlg}
 # One input's own trouble: too long for the context, a row that failed, one that took too long
-FAILURES_OF_ONE = (ValidationFailed, GenerationFailed, InternalError, DeadlineExceeded)
+FAILURES_OF_ONE = (ValidationFailed, TooLarge, GenerationFailed, InternalError, DeadlineExceeded)
 SCORING_OF_FORMAT = {"webnlg": "webnlg", "dart": "webnlg"}  # every other format is scored as E2E
 
 

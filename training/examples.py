@@ -43,7 +43,20 @@ def read_examples(path: Path, format_name: str) -> list[Example]:
         raise BadExamples(f"{path} cannot be read as {format_name!r}: {reason}") from error
     if not examples:
         raise BadExamples(f"{path} holds no examples")
+    for example in examples:
+        for text in (example.inputs, *example.targets):
+            if not is_unicode(text):
+                raise BadExamples(f"{path}: {text[:64]!a} is no Unicode text: half of a character stands in it")
     return examples
+
+
+def is_unicode(text: str) -> bool:
+    """JSON can hold half of a surrogate pair, as of an emoji that was cut."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def reader_of(format_name: str) -> Reader:
@@ -91,9 +104,22 @@ def read_tsv(path: Path) -> Iterator[Example]:
 
 def read_e2e(path: Path) -> Iterator[Example]:
     """The E2E challenge's CSV, `mr,ref`: `name[The Vaults], eatType[pub]` -> `name : The Vaults | eatType : pub`."""
+    return grouped(records_and_references(path))
+
+
+def records_and_references(path: Path) -> Iterator[tuple[str, str]]:
     with open_text(path) as file:
-        rows = [(record["mr"], record["ref"].strip()) for record in csv.DictReader(file)]
-    return grouped((render(slot_fields(mr)), text) for mr, text in rows)
+        reader = csv.DictReader(file)
+        if not {"mr", "ref"} <= {*(reader.fieldnames or ())}:
+            raise BadExamples(f"the first line names the columns {reader.fieldnames}; expected mr and ref")
+        for row in reader:
+            if row["mr"] is None or row["ref"] is None:
+                raise BadExamples(f"line {reader.line_num}: expected an mr and a ref")
+            try:
+                fields = slot_fields(row["mr"])
+            except ValueError as error:
+                raise BadExamples(f"line {reader.line_num}: {error}") from error
+            yield render(fields), row["ref"].strip()
 
 
 def read_webnlg(path: Path) -> Iterator[Example]:

@@ -13,7 +13,7 @@ from training.task_training import TaskTraining
 
 
 class ProgressBar:
-    """A context manager; `show` after each step, `note` at each evaluation."""
+    """A context manager; `show` after each step, `note` at each evaluation, `tell` for what else is to be known."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,12 +39,13 @@ class ProgressBar:
     def note(self, training: TaskTraining) -> None:
         if not self._console.is_terminal:
             told = fields(training)
-            self._console.print(
+            self.tell(
                 f"{training.task_id}: step {training.progress.step} of {training.num_steps}, "
-                f"loss {told['loss']:.4f}, dev loss {told['dev']:.4f}, {told['speed']:,.0f} tokens/s",
-                highlight=False,
-                soft_wrap=True,
+                f"loss {told['loss']:.4f}, dev loss {told['dev']:.4f}, {told['speed']:,.0f} tokens/s"
             )
+
+    def tell(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         self._rich.start()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 Field = tuple[str, str]  # key, value
+SLOT = r"(?:([^,\[\]]*[^\s,\[\]]\s*)\[([^\[\]]*)\]\s*)"  # of a meaning representation: name[The Vaults]
 
 
 def render(fields: Iterable[Field], syntax: str = "{key} : {value}", joint: str = " | ") -> str:
@@ -16,8 +17,10 @@ def render(fields: Iterable[Field], syntax: str = "{key} : {value}", joint: str 
 
 
 def slot_fields(mr: str) -> list[Field]:
-    """The fields of an E2E meaning representation, `name[The Vaults], eatType[pub]`."""
-    return re.findall(r"(\w[\w ]*)\[(.*?)\]", mr)
+    """The fields of an E2E meaning representation, `name[The Vaults], eatType[pub]`. Raises ValueError for another."""
+    if not re.fullmatch(rf"{SLOT}(,{SLOT})*", mr):
+        raise ValueError(f"expected slot[value], slot[value] …, found {mr!r}")
+    return [(key.strip(), value) for key, value in re.findall(SLOT, mr)]
 
 
 def dialogue_fields(acts: Sequence[dict[str, Any]], with_act: bool = True) -> list[Field]:

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 from prefix_store.formats import dump
 from prefix_store.names import is_task_id
 from training.backbone import FrozenBackbone
-from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint, sha256_of
+from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint, sha256_of, write_whole
 from training.curves import EventLog, draw_curves, write_curves
 from training.encoding import Encoded, encode
-from training.errors import BadSettings, Diverged
+from training.errors import BadExamples, BadSettings, Diverged
 from training.examples import files_of, read_examples, reader_of
 from training.prefix_tuning import TunedPrefix
 from training.progress_bar import ProgressBar
@@ -87,22 +88,21 @@ class Run:
     def finished(self) -> None:
         """Write the prefix first: whatever happens after it, the work is not lost."""
         body = dump(self.training.result, self._metadata())
-        self.job.out.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.job.out.with_name(self.job.out.name + ".unfinished")
-        unfinished.write_bytes(body)
-        unfinished.replace(self.job.out)
+        write_whole(self.job.out, body)
         progress = self.training.progress
         draw_curves(self.job.folder / "loss.png", self.job.task_id, progress.train_losses, progress.dev_losses)
         write_curves(self.job.folder / "losses.csv", progress.train_losses, progress.dev_losses)
-        self._events.close()
+        self._events.flush()
         record = json.dumps(self._record(body), indent=2, ensure_ascii=False)
-        (self.job.folder / "run.json").write_text(record + "\n", encoding="utf-8")
+        write_whole(self.job.folder / "run.json", f"{record}\n".encode())
         self.job.checkpoint.unlink(missing_ok=True)
 
     def diverged(self) -> None:
         """Leave an earlier run's prefix as it is, and no checkpoint: it would lead to the same end."""
-        self._events.close()
         self.job.checkpoint.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._events.close()
 
     def _resume(self) -> None:
         state = load_checkpoint(self.job.checkpoint, self._made_with)
@@ -197,9 +197,17 @@ def run_jobs(
     check_folders(jobs)
     waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
     trainings = [read_training(job, backbone) for job in waiting]
-    listener = Runs([Run(*both, backbone, resume) for both in zip(waiting, trainings, strict=True)], bar)
-    with bar:
-        train_together(backbone, trainings, listener, rows_per_pass)
+    for training in trainings:
+        if left_out := training.train.num_too_long:
+            bar.tell(f"{training.task_id}: {left_out} pairs do not fit into the context and are left out")
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(closing(Run(job, training, backbone, resume)))
+            for job, training in zip(waiting, trainings, strict=True)
+        ]
+        listener = Runs(runs, bar)
+        with bar:
+            train_together(backbone, trainings, listener, rows_per_pass)
     listener.check()
 
 
@@ -215,8 +223,11 @@ def check_folders(jobs: Sequence[Job]) -> None:
 
 def read_training(job: Job, backbone: FrozenBackbone) -> TaskTraining:
     """The job at its beginning, with all its data. Raises `BadExamples` and `BadSettings`; writes nothing."""
-    train, dev = encode_both(job, backbone)
-    return TaskTraining(job.task_id, TunedPrefix(backbone, job.settings), job.settings, train, dev)
+    try:
+        train, dev = encode_both(job, backbone)
+        return TaskTraining(job.task_id, TunedPrefix(backbone, job.settings), job.settings, train, dev)
+    except (BadExamples, BadSettings) as error:
+        raise type(error)(f"task {job.task_id}: {error}") from error
 
 
 def is_finished(job: Job, backbone: FrozenBackbone) -> bool:

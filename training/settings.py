@@ -44,6 +44,8 @@ class Settings:
             self._at_least(name, 1)
         for name in ("mlp_width", "warmup_steps", "weight_decay", "seed"):
             self._at_least(name, 0)
+        if self.seed >= 2**64:
+            raise BadSettings(f"seed is {self.seed}; expected less than 2^64")
         self._at_least("checkpoint_every", 1)
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
@@ -75,17 +77,25 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def make_settings(preset: str | None, given: Mapping[str, object]) -> Settings:
-    """The preset's numbers with what was `given` in their place; a None counts as not given. Raises `BadSettings`."""
+    """The preset's numbers with what was `given` in their place; a None counts as not given. Given epochs count though
+    the preset has steps. Raises `BadSettings`."""
     if preset is not None and preset not in PRESETS:
         raise BadSettings(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     known = {field.name: field for field in dataclasses.fields(Settings)}
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise BadSettings(f"no setting {', '.join(unknown)}; there are {', '.join(known)}")
-    chosen = dict(PRESETS.get(preset or "", {})) | {name: value for name, value in given.items() if value is not None}
+    told = {name: value for name, value in given.items() if value is not None}
+    chosen = with_given(PRESETS.get(preset or "", {}), told)
     for name, value in chosen.items():
         _check_type(name, value)
     return Settings(**chosen)  # type: ignore[arg-type]  # checked one line above
+
+
+def with_given(usual: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """`usual` with `given` in its place: epochs that are given also take the place of usual steps."""
+    instead = {"max_steps"} if "epochs" in given else set()
+    return {name: value for name, value in usual.items() if name not in instead} | dict(given)
 
 
 def check_dev_settings(given: Mapping[str, object], valid: object) -> None:

@@ -1,6 +1,7 @@
 """The commands, from the files they read to a real server that they upload to and evaluate on."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from typer.testing import CliRunner, Result
 
 from clients.client import Client
 from tests.training.conftest import Write
-from training.backbone import FrozenBackbone
-from training.cli import convert, evaluate, read_test_sets, train, train_many
+from training.backbone import FrozenBackbone, load_backbone
+from training.cli import convert, evaluate, print_whole, read_test_sets, report_table, train, train_many
 from training.errors import TrainingError
+from training.evaluate import Answers, TestSet, score
+from training.examples import Example
 from training.jobs import read_jobs
 from training.prefix_tuning import per_row_cache
 from training.settings import make_settings
@@ -121,6 +124,13 @@ def test_a_tasks_file_is_defaults_and_each_tasks_own(tasks_file: Path, tmp_path:
     assert places.out == tmp_path / "prefixes" / "places.safetensors"
 
 
+def test_a_tasks_own_epochs_take_the_place_of_the_steps_of_the_defaults(tasks_file: Path) -> None:
+    text = tasks_file.read_text().replace('prompt_template = "{inputs}:"', "epochs = 3")
+    tasks_file.write_bytes(b"\xef\xbb\xbf" + text.encode())  # as some editors begin a file
+    colours, places = read_jobs(tasks_file)
+    assert (colours.settings.max_steps, places.settings.max_steps, places.settings.epochs) == (4, None, 3)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -135,6 +145,7 @@ def test_a_tasks_file_is_defaults_and_each_tasks_own(tasks_file: Path, tmp_path:
         ("[tasks]\na = 'x.jsonl'", "task a: expected a table of keys, found 'x.jsonl'"),
         ("defaults = 5\n[tasks.a]\ndata = 'x.jsonl'", "\\[defaults\\]: expected a table of keys, found 5"),
         ("[tasks.a]\ndata = 5", "task a: data is 5; expected a text"),
+        ("[tasks.a]\ndata = 'x.jsonl'\npreset = ['e2e']", "task a: preset is \\['e2e'\\]; expected a text"),
         ("out = 5\n[tasks.a]\ndata = 'x.jsonl'", "out is 5; expected a text"),
         ("[tasks", "cannot be read"),
     ],
@@ -219,6 +230,22 @@ def test_a_name_that_the_server_refuses_is_told_before_any_training(
     assert "means the bare backbone" in result.stderr.splitlines()[-1]
 
 
+def test_a_server_of_other_weights_is_told_before_any_training(
+    write_pairs: Write, tmp_path: Path, checkpoint: Path, server: str
+) -> None:
+    other = load_backbone(checkpoint, "cpu", "float32").model
+    other.transformer.wte.weight.data += 1
+    other.save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(checkpoint / name, tmp_path / "other")
+    data, out = write_pairs("train.jsonl", 8), tmp_path / "x.safetensors"
+    result = call(
+        train, "colours", "--model", tmp_path / "other", "--data", data, "--out", out, "--upload", server, *EXACT
+    )
+    assert (result.exit_code, out.exists()) == (1, False)
+    assert f"{server} serves tiny with the fingerprint" in result.stderr.splitlines()[-1]
+
+
 @torch.no_grad()
 def continuation(backbone: FrozenBackbone, path: Path, inputs: str, num_tokens: int) -> str:
     """What the training's own view of the task would say, greedily: its template, its prefix as the cache."""
@@ -271,6 +298,18 @@ def test_many_tasks_are_trained_uploaded_with_their_templates_and_evaluated_wher
     assert "1 inputs of colours failed and count as empty answers; the first, 'red red" in result.stderr
     answered, failed = json.loads(out.read_text())["tasks"][0]["answers"]
     assert (answered["answer"], failed["answer"], "128" in failed["error"]) == (answer.strip(), "", True)
+
+
+def test_scores_are_told_whole_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    test_set = TestSet("a-task-of-a-long-name", [Example("red cup", ("a red cup",))], "e2e")
+    print_whole(report_table([score(test_set, Answers(("a red cup",), version=12))]))
+    told = capsys.readouterr().out
+    assert "a-task-of-a-long-name" in told
+    assert "…" not in told
+    assert len({len(line) for line in told.splitlines()}) == 1
 
 
 def test_tasks_and_test_sets_must_match_in_number(write_pairs: Write) -> None:

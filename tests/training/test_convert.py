@@ -15,7 +15,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prefix_store.formats import dump, parse
@@ -106,6 +106,11 @@ def test_there_and_back_through_peft_changes_no_bit(native: Path, tmp_path: Path
     convert(native, tmp_path / "peft", "peft")
     convert(tmp_path / "peft", tmp_path / "back.safetensors", "native")
     assert torch.equal(tensor_of(tmp_path / "back.safetensors"), tensor_of(native))
+
+
+def test_a_prefix_may_have_any_name(native: Path, tmp_path: Path) -> None:
+    convert(native.rename(tmp_path / "e2e.v1"), tmp_path / "ours.v2", "native")
+    assert convert(tmp_path / "ours.v2", tmp_path / "peft", "peft").prompt.num_virtual_tokens == P
 
 
 def test_there_and_back_through_the_original_form_changes_no_bit(native: Path, tmp_path: Path) -> None:
@@ -226,6 +231,11 @@ def test_a_checkpoint_never_runs_code(tmp_path: Path, checkpoint: Path) -> None:
 def test_what_cannot_be_converted_says_why(tmp_path: Path, native: Path) -> None:
     with pytest.raises(NotConvertible, match="expected a file, or a folder with"):
         convert(tmp_path, tmp_path / "out", "native")
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text("{")
+    save_file({"prompt_embeddings": torch.zeros(P, 32)}, tmp_path / "peft" / "adapter_model.safetensors")
+    with pytest.raises(NotConvertible, match=r"adapter_config\.json cannot be read"):
+        convert(tmp_path / "peft", tmp_path / "out", "native")
     with pytest.raises(NotConvertible, match="no form 'onnx'; there are native, peft, original"):
         convert(native, tmp_path / "out", "onnx")
     with pytest.raises(NotConvertible, match="holds one task"):

@@ -137,7 +137,13 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("tsv", "a\tb\tc\n", "line 1: 3 columns; expected two"),
         ("tsv", "a\tb\n\nc\n", "line 3: 1 columns; expected two"),
         ("commongen", "field stand\n", "no src_alpha in it; expected"),
-        ("e2e", "a,b\n1,2\n", "KeyError"),
+        ("jsonl", '{"input": "a", "target": "\\ud83d"}\n', r"'\\ud83d' is no Unicode text"),
+        ("e2e", "a,b\n1,2\n", r"names the columns \['a', 'b'\]; expected mr and ref"),
+        ("e2e", "mr,ref\nname[A],A.\nname[B]\n", "line 3: expected an mr and a ref"),
+        ("e2e", "mr,ref\nname[A],A.\na red bike,B.\n", r"line 3: expected slot\[value\].*, found 'a red bike'"),
+        ("e2e", "mr,ref\n,A.\n", "line 2: expected slot"),
+        ("e2e", "mr,ref\nname[A [B] C],A.\n", "line 2: expected slot"),
+        ("e2e", "mr,ref\nname[A] and B,A.\n", "line 2: expected slot"),
         ("e2e", "mr,ref\rname[A],A.\r", "new-line character"),
         ("dart", "{}", "holds no examples"),
         ("jsonl", "", "holds no examples"),
@@ -163,6 +169,12 @@ def test_commongen_lines_that_have_no_counterpart_are_told(tmp_path: Path) -> No
         beside.write_text(targets)
         with pytest.raises(BadExamples, match=r"line [23] stands in one of the two files alone"):
             read_examples(path, "commongen")
+
+
+def test_a_slot_of_a_users_own_may_have_any_name_and_an_empty_value(tmp_path: Path) -> None:
+    (tmp_path / "bikes.csv").write_text('mr,ref\n"price-range[low], colour (main)[red],gears[]",A cheap red bike.\n')
+    (example,) = read_examples(tmp_path / "bikes.csv", "e2e")
+    assert example.inputs == "price-range : low | colour (main) : red | gears"
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a byte changed"])

@@ -164,6 +164,9 @@ def test_the_presets_are_the_papers_numbers() -> None:
     low = make_settings("low-data", {"max_steps": 200})
     assert (low.num_virtual_tokens, low.learning_rate, low.batch_size, low.max_steps) == (6, 5e-5, 10, 200)
     assert low.init_text == "table-to-text:"
+    assert make_settings("low-data", {"epochs": 20}).max_steps is None, "what is given wins"
+    assert make_settings("low-data", {"epochs": None}).max_steps == 400
+    assert make_settings("low-data", {"epochs": 20, "max_steps": 7}).max_steps == 7
     assert all(make_settings(name, {}).mlp_width == 512 for name in PRESETS)
 
 
@@ -177,6 +180,7 @@ def test_the_presets_are_the_papers_numbers() -> None:
         ({"learning_rate": -1.0}, "learning_rate is -1.0; expected more than 0"),
         ({"prompt_template": "no place"}, r"expected exactly one \{inputs\}"),
         ({"init_text": 5}, "expected text"),
+        ({"seed": 2**64}, "expected less than 2\\^64"),
     ],
 )
 def test_a_setting_that_is_wrong_is_refused_by_its_name(given: dict[str, object], complaint: str) -> None:

@@ -1,9 +1,13 @@
 """Runs on disk: what they leave, and that a killed one goes on to the same end."""
 
 import hashlib
+import io
 import json
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -246,6 +250,51 @@ def test_a_checkpoint_is_whole_or_absent_and_tells_what_it_was_made_with(tmp_pat
     assert state["step"] == 3
     with pytest.raises(OtherRun, match="another seed"):
         load_checkpoint(path, {"seed": 2})
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """A disk with so much room for each file: what goes beyond fails, as on a full one."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"made_with": {}, "step": 3})
+    with files_of_at_most(10_000), pytest.raises(OSError, match="File too large"):
+        save_checkpoint(path, {"made_with": {}, "step": 4, "prefix": torch.zeros(10_000)})
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert load_checkpoint(path, {}) == {"made_with": {}, "step": 3}
+
+
+def test_a_disk_that_is_full_for_the_curves_ends_the_run(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=100))
+    with files_of_at_most(2_000), pytest.raises(OSError, match="File too large"):
+        run(job, backbone)
+
+
+def test_pairs_that_are_left_out_are_told(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
+    job, told = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1)), io.StringIO()
+    with job.data.open("a") as file:
+        file.write(json.dumps({"input": "red " * 200, "target": "cup"}) + "\n")
+    run_jobs([job], backbone, ProgressBar(Console(file=told)))
+    assert "colours: 1 pairs do not fit into the context and are left out\n" in told.getvalue()
+
+
+def test_what_is_wrong_with_one_of_many_jobs_is_told_with_its_name(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    jobs = [make_job(write_pairs, tmp_path / f"{name}.safetensors", quick(), name) for name in ("a", "b")]
+    (jobs[1].data).write_text(json.dumps({"input": "red " * 200, "target": "cup"}) + "\n")
+    with pytest.raises(BadExamples, match="task b: none of"):
+        run_jobs(jobs, backbone, quiet())
 
 
 def test_many_jobs_leave_what_each_would_have_left_alone(

@@ -67,7 +67,8 @@ def tune(trial: Trial, scale: Scale, backbone: FrozenBackbone, data: Path) -> Tu
     pairs = encode(problem.read_train(data), backbone, settings.prompt_template, settings.num_virtual_tokens)
     train = replace(pairs, pairs=drawn(pairs.pairs, trial.num_pairs or scale.num_pairs, trial.subset))
     if trial.method == "bare":
-        return Tuned(torch.tensor(tokens_of(train.pairs[:NUM_WORKED])), 0, 0, math.nan, [], 0.0)
+        worked = drawn(train.pairs, NUM_WORKED, trial.subset) if scale.num_pairs is None else train.pairs[:NUM_WORKED]
+        return Tuned(torch.tensor(tokens_of(worked)), 0, 0, math.nan, [], 0.0)
     if settings.init_text == EXAMPLES:
         first = tokens_of(train.pairs)[: settings.num_virtual_tokens]
         settings = replace(settings, init_text=backbone.tokenizer.decode(first))
