@@ -19,7 +19,7 @@ from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
 from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
-from batching.scheduler import Scheduler
+from batching.scheduler import GPU_MIN_PREFILL_TOKENS, MIN_PREFILL_TOKENS, Scheduler
 from batching.sequence import Row, RowStep, Sequence
 from batching.types import (
     Compile,
@@ -81,7 +81,9 @@ class Engine:
         self._constrain = constrain
         self._runner = ModelRunner(backbone, self.cache, DecodeGraphs(backbone, self.cache) if has_graphs else None)
         self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
-        self._scheduler = Scheduler(self.cache, FairShare(self.max_num_seqs, num_reserved_slots))
+        fair_share = FairShare(self.max_num_seqs, num_reserved_slots)
+        min_prefill_tokens = GPU_MIN_PREFILL_TOKENS if device.type == "cuda" else MIN_PREFILL_TOKENS
+        self._scheduler = Scheduler(self.cache, fair_share, min_prefill_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []
         self._num_steps = 0

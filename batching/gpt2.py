@@ -91,6 +91,9 @@ class Backbone:
         `BackboneError` where that cannot be had.
         """
         target = resolve_device(device)
+        if target.type == "cuda":
+            # It makes a plan for each shape, tens of milliseconds each, and prompts' pieces are of all shapes.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         dtype = default_dtype(target) if dtype == "auto" else dtype
         if dtype == "int8" and target.type != "cpu":
             raise BackboneError("int8 is for CPUs; a GPU is served in bfloat16 or float16")
@@ -164,10 +167,18 @@ class Backbone:
                 layer.warm_up(max_num_logits if layer is self.head else max_num_tokens)
 
 
-def resolve_device(device: str) -> torch.device:
-    if device == "auto":
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one. Raises `BackboneError` for a device that there is not."""
+    if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise BackboneError(f"no device {name!r}: {str(error).splitlines()[0]}") from error
+    num_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise BackboneError(f"no device {name!r}: torch {torch.__version__} finds {num_gpus} GPUs here")
+    return device
 
 
 def default_dtype(device: torch.device) -> str:

@@ -11,6 +11,10 @@ from batching.sequence import Row, RowStep, Sequence
 
 # A token that reads so many positions costs twice what one costs that reads none.
 DOUBLING_POSITIONS = 640
+# Of prompts, beside rows that decode. On a GPU a step that reads one costs the launch of its kernels, out of the
+# graphs, and not their work, so that few large pieces are better (no GPU has measured it).
+MIN_PREFILL_TOKENS = 18
+GPU_MIN_PREFILL_TOKENS = 512
 
 
 class SlotPool(Protocol):
@@ -31,7 +35,11 @@ class Scheduler:
     """
 
     def __init__(
-        self, slots: SlotPool, fair_share: FairShare, min_prefill_tokens: int = 18, max_prefill_tokens: int = 512
+        self,
+        slots: SlotPool,
+        fair_share: FairShare,
+        min_prefill_tokens: int = MIN_PREFILL_TOKENS,
+        max_prefill_tokens: int = 512,
     ) -> None:
         self._slots = slots
         self._fair_share = fair_share

@@ -391,6 +391,7 @@ def test_captured_steps_say_what_ordinary_steps_say_on_a_gpu() -> None:
             for has_graphs in (True, False)
         )
         assert [tokens(row) for row in captured] == [tokens(row) for row in ordinary]
+        assert all(row[-1].finish_reason != FinishReason.ERROR for row in captured)
 
 
 @pytest.mark.gpu

@@ -115,6 +115,12 @@ def test_a_gpu_gives_the_tokens_of_the_cpu():
     assert answers == [oracle.generate(model, request) for request in requests]
 
 
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_there_is_not_is_refused_by_its_name(name):
+    with pytest.raises(BackboneError, match=f"no device '{name}'"):
+        Backbone.from_model(make_model(), device=name)
+
+
 def test_int8_is_refused_where_there_is_none():
     with pytest.raises(BackboneError, match="int8 is for CPUs"):
         Backbone.from_model(make_model(), device="meta", dtype="int8")
