@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
+from sqlite3 import Error as SqliteError
 from sqlite3 import connect
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
@@ -98,7 +99,8 @@ class Database:
         return [] if told == ["ok"] else told
 
     def copy_to(self, path: Path) -> None:
-        """A consistent copy of an SQLite database, as one file; raises `StoreUnavailable` for another kind."""
+        """A consistent copy of an SQLite database, as one file; raises `StoreUnavailable` for another kind, and
+        `OutOfSpace`."""
         if not self._is_sqlite:
             kind = self._engine.dialect.name
             raise StoreUnavailable(f"the registry is in {kind}: back it up with that database's own tools")
@@ -133,6 +135,10 @@ class Database:
             if not self._is_sqlite and error.statement is None:  # a connection could not be made
                 self._closed_until = time.monotonic() + _OUTAGE_SECONDS
             raise StoreUnavailable(f"the registry failed: {error.orig}") from error
+        except SqliteError as error:  # of what sqlite3 does without SQLAlchemy: a copy
+            if getattr(error, "sqlite_errorcode", 0) == _SQLITE_FULL:
+                raise OutOfSpace(f"the registry was not copied: {error}") from error
+            raise StoreUnavailable(f"the registry was not copied: {error}") from error
         except UnicodeDecodeError as error:  # sqlite3, where the damage is in what it wants to say of it
             raise StoreUnavailable(f"the registry is damaged: {error}") from error
         except PoolTimeout as error:

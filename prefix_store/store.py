@@ -258,6 +258,7 @@ class PrefixStore:
         self._database.ping()
 
     def close(self) -> None:
+        self.upkeep.close()
         self._home.close()
 
     @property

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 
 from prefix_store.backup import Copied, back_up
 from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, StoreUnavailable, UnknownTask, UnknownVersion
@@ -33,7 +34,8 @@ class Damage:
 
 
 class Upkeep:
-    """Thread-safe; every method may take long. Errors: `StoreUnavailable`, and what the methods say.
+    """Thread-safe; every method may take long, and ends soon after `close`. Errors: `StoreUnavailable`, and what the
+    methods say.
 
     `writing` is the store's own lock, `quarantine` its method.
     """
@@ -51,6 +53,11 @@ class Upkeep:
         self._names = home.names
         self._writing = writing
         self._quarantine = quarantine
+        self._closing = Event()
+
+    def close(self) -> None:
+        """Have `verify` and `backup` raise `StoreUnavailable` at their next file: threads of a server that ends."""
+        self._closing.set()
 
     def scan(self) -> list[Damage]:
         """Compare every record with its checksum, and the files' names and sizes with the records. Reads no file."""
@@ -77,6 +84,7 @@ class Upkeep:
         """
         yield from self._damaged_records()
         for tenant, task_id, version in self._registry.all_versions():
+            self._check_open()
             yield self._verify(tenant, task_id, version)
 
     def sweep(self, older_than: timedelta = timedelta(hours=1)) -> int:
@@ -103,7 +111,12 @@ class Upkeep:
         """With their tenants."""
         for tenant, _, version in self._registry.all_versions():
             for file in self._names.files_of(version):
+                self._check_open()
                 yield tenant, file
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise StoreUnavailable("the store is being closed")
 
     def _is_kept(self, tenant: str, task_id: str, version: TaskVersion) -> bool:
         """Whether it is still there: another process may have deleted it, or another upload have its number."""

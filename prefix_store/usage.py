@@ -77,6 +77,8 @@ class UsageLedger:
 
     def by_day(self, tenant: str, task_id: str | None = None) -> list[DailyUsage]:
         """What was flushed, by task and day, the oldest day first."""
+        if not tenant.isprintable():  # no tenant has such a name, and PostgreSQL takes no NUL
+            return []
         found = select(usage).where(usage.c.tenant == tenant).order_by(usage.c.day, usage.c.task_id)
         if task_id is not None:
             found = found.where(usage.c.task_id == task_id)

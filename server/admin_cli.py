@@ -113,7 +113,7 @@ def disable_tenant(
 def create_key(
     name: Name,
     scope: Annotated[list[str] | None, typer.Option(help="generate, tasks or operator; default: the first two")] = None,
-    expires_in_days: Annotated[float | None, typer.Option(min=0.0, help="Refuse it from then on.")] = None,
+    expires_in_days: Annotated[float | None, typer.Option(min=0.0, max=36500, help="Refuse it from then on.")] = None,
     store: StorePlace = HERE,
     registry: Registry = None,
     url: Url = None,
@@ -207,9 +207,13 @@ def ask(where: Where, method: str, path: str, **options: Any) -> Any:
 async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
     async with _connected(where) as http:
         answer = await http.request(method, path, **options)
-    if answer.is_error:
-        fail(answer.json()["error"])
-    return answer.json()
+    try:
+        content = answer.json()
+        if not answer.is_success:
+            fail(content["error"])
+    except (ValueError, KeyError, TypeError):
+        fail(f"{answer.url} answered {answer.status_code} and not as Polyprefix does; is it the server's own URL?")
+    return content
 
 
 @asynccontextmanager

@@ -209,7 +209,8 @@ class AsyncEngine:
     @property
     def busy_seconds(self) -> float:
         """How long the engine has been at its step, or has not taken what came; 0 while it has nothing to do."""
-        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
+        since = self._waits_since  # once: a scrape of the metrics asks from its own thread
+        return 0.0 if since is None else time.monotonic() - since
 
     def _watch_over(self) -> None:
         """Look again when what the engine is busy with would have stalled; while nothing is open nobody looks."""

@@ -4,9 +4,11 @@ Knows principals and names. Is never given a prompt, a key's secret or a file's 
 """
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 from structlog.typing import FilteringBoundLogger
 
@@ -38,7 +40,15 @@ class AuditLog:
             self._log.info("audit", line=line)
             return
         try:
-            with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, default=str) + "\n")
+            with self._lock, self._path.open("ab+") as file:
+                file.write(_end_of_half_a_line(file) + json.dumps(line, default=str).encode() + b"\n")
         except OSError as error:
             self._log.error("audit_not_written", reason=str(error), line=line)
+
+
+def _end_of_half_a_line(file: BinaryIO) -> bytes:
+    """What a full disk has left without its end would spoil the next line too."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"

@@ -72,11 +72,12 @@ def serve(
         settings = Settings(**given)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             exit_code = runner.run(run(settings))
+            if exit_code != 0:
+                # The engine is dead: a thread, or the device itself, may never let an orderly exit end.
+                os._exit(exit_code)
     except (ServerStartError, ValidationError, OSError) as error:
         typer.echo(f"polyprefix serve: {error}", err=True)
         sys.exit(1)
-    if exit_code != 0:
-        os._exit(exit_code)  # the engine is dead: its thread, or the device itself, may never let an orderly exit end
 
 
 async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> int:

@@ -15,14 +15,16 @@ from prefix_store.tenants import LOCAL_TENANT, Scope, Tenant
 def write_first_key(tenants: TenantRegistry, path: Path) -> None:
     """Make a key that opens everything, for the tenant whose tasks are everybody's while there is no key.
 
-    Only the owner may read the file. Raises `OSError` where it is there already or cannot be written; there is no key
-    then.
+    Only the owner may read the file. Raises `OSError` where it is there already or cannot be written, and what the
+    registry raises; there is no key then, and no file that would keep the next start from making one.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
+    with os.fdopen(descriptor, "w") as file, contextlib.ExitStack() as undo:
+        undo.callback(path.unlink)
         with contextlib.suppress(TenantExists):
             tenants.add_tenant(Tenant(name=LOCAL_TENANT))
         _, secret = tenants.create_key(LOCAL_TENANT, Scope)
+        undo.pop_all()  # from here on there is a key, and the file has the only copy
         file.write(f"{secret}\n")
         file.flush()
         os.fsync(file.fileno())

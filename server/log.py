@@ -34,7 +34,9 @@ def make_logger(stream: TextIO | None = None) -> FilteringBoundLogger:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Processor = structlog.dev.ConsoleRenderer() if stream.isatty() else structlog.processors.JSONRenderer()
+    renderer: Processor = structlog.processors.JSONRenderer()
+    if stream.isatty():
+        renderer = structlog.dev.ConsoleRenderer(repr_native_str=True)  # a path may hold what moves a terminal's cursor
     lazy = structlog.wrap_logger(
         structlog.WriteLogger(cast(TextIO, LossyStream(stream))),
         processors=[*common, renderer],

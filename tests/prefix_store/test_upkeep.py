@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -304,6 +305,31 @@ def test_a_backup_that_fails_leaves_nothing(
     with pytest.raises(OutOfSpace):
         store.upkeep.backup(tmp_path / "backups" / "today")
     assert list((tmp_path / "backups").iterdir()) == []
+
+
+@in_a_directory
+def test_a_registry_that_has_no_room_in_the_backup_is_told_and_leaves_nothing(
+    store: PrefixStore, home: Home, tmp_path: Path
+) -> None:
+    publish(store)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        with pytest.raises((OutOfSpace, StoreUnavailable), match="the registry was not copied"):
+            store.upkeep.backup(tmp_path / "backups" / "today")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "backups").iterdir()) == []
+
+
+def test_looking_for_damage_ends_when_the_store_is_closed(store: PrefixStore) -> None:
+    for seed in range(3):
+        publish(store, seed=seed)
+    looking = store.upkeep.verify_each()
+    assert next(looking) is None
+    store.close()
+    with pytest.raises(StoreUnavailable, match="being closed"):
+        next(looking)
 
 
 @in_a_directory

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import socket
 import threading
 import time
@@ -16,7 +17,7 @@ from fastapi.routing import APIRoute
 from tokenizers import Tokenizer as Backend
 
 from prefix_store.database import Database, sqlite_url
-from prefix_store.errors import Unauthorized
+from prefix_store.errors import OutOfSpace, Unauthorized
 from prefix_store.prefix import BackboneSpec
 from prefix_store.principals import MAX_SECONDS, Principals
 from prefix_store.store import PrefixStore
@@ -24,6 +25,8 @@ from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import Principal, Scope, Tenant, TenantLimits
 from server.access import LOCAL, Access, Needs, is_loopback
 from server.app import ROUTERS, ServerStartError, check_exposure, create_app
+from server.first_key import write_first_key
+from server.log import make_logger
 from server.settings import Settings
 from tests.server.conftest import FINGERPRINT, Guarded, Running, guarded, loader, prefix_file
 from tests.server.fakes import SHAPE, EchoEngine, Gate
@@ -253,6 +256,37 @@ def test_a_server_without_auth_says_so_at_every_start(start: Callable[..., Runni
     server = start(no_auth=True)
     assert server.generate("ab")["generated_text"] == "ab"
     assert '"event": "no_auth", "level": "warning"' in server.log.getvalue()
+
+
+def test_a_first_key_that_could_not_be_made_is_made_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OutOfSpace("the registry's disk is full; nothing was kept")
+
+    database, path = Database(sqlite_url(tmp_path / "registry.sqlite3")), tmp_path / "first-key"
+    tenants = TenantRegistry(database)
+    with monkeypatch.context() as patched:
+        patched.setattr(tenants, "create_key", full)
+        with pytest.raises(OutOfSpace):
+            write_first_key(tenants, path)
+    assert not path.exists()
+    write_first_key(tenants, path)
+    assert path.read_text().startswith("pp_")
+    with pytest.raises(FileExistsError):
+        write_first_key(tenants, path)
+    database.close()
+
+
+def test_what_a_caller_names_moves_no_terminals_cursor() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    make_logger(terminal).info("request", path="/\x1b]0;mine\x07")
+    assert "\x1b]0" not in terminal.getvalue()
+    assert "mine" in terminal.getvalue()
 
 
 def test_a_first_key_that_is_made_elsewhere_closes_an_open_server(

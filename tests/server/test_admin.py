@@ -1,6 +1,8 @@
 """The operator's commands, on a store that nobody has open and through a running server's routes: one and the same."""
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,22 @@ def test_a_server_that_does_not_answer_is_told() -> None:
     assert "no answer from http://127.0.0.1:1" in run(
         admin, "tenant", "list", "--url", "http://127.0.0.1:1", exit_code=1
     )
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 301 Moved\r\nlocation: /\r\n", b"HTTP/1.1 502 Bad Gateway\r\n"])
+def test_a_proxy_that_answers_in_the_servers_place_is_told(reply: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer() -> None:
+            with listener.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(reply + b"content-length: 6\r\n\r\n<html>")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert "not as Polyprefix does" in run(admin, "tenant", "list", "--url", url, exit_code=1)
+        thread.join()
 
 
 @pytest.mark.parametrize("never", ["9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+05:00", "never"])

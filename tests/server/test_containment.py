@@ -165,6 +165,19 @@ def test_a_task_tells_what_the_callers_tenant_used_of_it(start_guarded: Callable
     assert house.ask("other/tasks", "GET", "/tasks/poet").json()["usage"]["requests"] == 1
 
 
+def test_a_line_that_a_full_disk_has_cut_does_not_spoil_the_next(
+    start_guarded: Callable[..., Guarded], tmp_path: Path
+) -> None:
+    house = start_guarded(Tenant(name="acme"))
+    path = tmp_path / "store" / "audit.jsonl"
+    path.write_text('{"time": "20')
+    house.ask("acme/tasks", "PUT", "/tasks/poet", content=prefix_file())
+    house.ask("acme/tasks", "DELETE", "/tasks/poet")
+    cut, *lines = path.read_text().splitlines()
+    assert cut == '{"time": "20'
+    assert [json.loads(line)["action"] for line in lines] == ["task.upload", "task.delete"]
+
+
 def test_changes_are_in_the_audit_log_with_who_and_when_and_no_secret(
     start_guarded: Callable[..., Guarded], tmp_path: Path
 ) -> None:
