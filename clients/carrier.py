@@ -6,6 +6,7 @@ of verbs.
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -72,7 +73,7 @@ class Carrier:
                     seconds = self._retries.seconds(error, attempt=0, repeatable=True)
                     if seconds is None:
                         return error
-                    await asyncio.sleep(seconds)
+                    await asyncio.sleep(max(seconds, self._retries.first_wait))  # a gateway may say 0, without end
                 except PolyprefixError as error:
                     return error
 
@@ -87,17 +88,18 @@ class Carrier:
     @asynccontextmanager
     async def _answer(self, call: Call[Any]) -> AsyncIterator[httpx.Response]:
         """A success, its body not yet read."""
-        with faults_told(self._url), self._connections.one() as connection:
-            for attempt in count():
-                response = await connection.send(call.request(connection), stream=True)
-                try:
-                    if response.is_success:
-                        yield response
-                        return
-                    await response.aread()
-                finally:
-                    await response.aclose()
-                await asyncio.sleep(seconds_before_repeating(call, response, attempt, self._retries))
+        with faults_told(self._url):
+            async with self._connections.one() as connection:
+                for attempt in count():
+                    response = await connection.send(call.request(connection), stream=True)
+                    try:
+                        if response.is_success:
+                            yield response
+                            return
+                        await response.aread()
+                    finally:
+                        await response.aclose()
+                    await asyncio.sleep(seconds_before_repeating(call, response, attempt, self._retries))
 
     async def close(self) -> None:
         await self._connections.close()
@@ -108,15 +110,17 @@ def checked_url(base_url: str) -> httpx.URL:
         url = httpx.URL(base_url)
     except (httpx.InvalidURL, ValueError) as error:
         raise InvalidUrl(base_url) from error
-    if url.scheme not in {"http", "https"} or not url.host:
+    if url.scheme not in {"http", "https"} or not url.host or url.query:
         raise InvalidUrl(base_url)
     return url
 
 
 def checked_key(api_key: str) -> str:
     """The message leaves the key out: it is a secret, and messages end up in logs."""
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise InvalidRequest("the API key holds characters that no header can carry; expected printable ASCII")
+    if not re.fullmatch("[!-~]+", api_key):
+        raise InvalidRequest(
+            "the API key is empty, or holds a space or what no header can carry; expected printable ASCII"
+        )
     return api_key
 
 
@@ -135,9 +139,14 @@ def faults_told(url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise TimedOut(str(url), reason_of(error)) from error
+        raise TimedOut(without_password(url), reason_of(error)) from error
     except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise ConnectionFailed(str(url), reason_of(error)) from error
+        raise ConnectionFailed(without_password(url), reason_of(error)) from error
+
+
+def without_password(url: httpx.URL) -> str:
+    """It may have one for a proxy; messages end up in logs."""
+    return str(url.copy_with(userinfo=b""))
 
 
 def reason_of(error: Exception) -> str:

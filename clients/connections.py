@@ -3,10 +3,14 @@
 Knows httpx's clients. Knows nothing of calls or answers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
+import anyio
 import httpx
+
+MAX_IDLE = 128
+IDLE_SECONDS = 4.0  # less than a server's: uvicorn closes after 5, and what is sent just then is lost
 
 
 class Connections:
@@ -31,14 +35,19 @@ class Connections:
         self._all: list[httpx.AsyncClient] = []
         self._idle: list[httpx.AsyncClient] = []
 
-    @contextmanager
-    def one(self) -> Iterator[httpx.AsyncClient]:
-        """The connection that was used last, for this block's requests alone."""
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[httpx.AsyncClient]:
+        """The connection that was used last, for this block's requests alone. Of those of a burst `MAX_IDLE` stay."""
         connection = self._idle.pop() if self._idle else self._open()
         try:
             yield connection
         finally:
-            self._idle.append(connection)
+            if len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+            else:
+                self._all.remove(connection)
+                with anyio.CancelScope(shield=True):
+                    await connection.aclose()
 
     def _open(self) -> httpx.AsyncClient:
         connection = httpx.AsyncClient(
@@ -47,6 +56,7 @@ class Connections:
             timeout=self._timeout,
             transport=self._transport,
             verify=self._certificates,
+            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
         )
         self._all.append(connection)
         return connection

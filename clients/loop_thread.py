@@ -4,6 +4,7 @@ Knows threads. Knows nothing of what runs in the loop.
 """
 
 import threading
+import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -24,6 +25,8 @@ class LoopThread:
         self._lock = threading.Lock()
         self._thread = ExitStack()
         self._portal: BlockingPortal | None = None
+        # Who forgets `close`, or ends by an error, ends nevertheless: at exit this runs while the thread still does.
+        weakref.finalize(self, self._thread.close)
 
     def start(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> Future[T]:
         """Begin to run it. Cancelling what is returned cancels what runs."""

@@ -14,7 +14,7 @@ class Retries:
 
     429 is refused before any work, so every call may be repeated. 503 can come from the middle of the work, so only a
     call that may be done twice is. Nothing else is repeated: not a broken connection, and never a stream that began.
-    Without `Retry-After` the wait is `first_wait`, then twice that, and so on.
+    Without `Retry-After` the wait is `first_wait`, then twice that, and so on up to `max_wait`.
     """
 
     max_retries: int = 3
@@ -26,5 +26,5 @@ class Retries:
         may_repeat = error.status == 429 or (error.status == 503 and repeatable)
         if not may_repeat or attempt >= self.max_retries:
             return None
-        wait = self.first_wait * 2**attempt if error.retry_after is None else error.retry_after
+        wait = min(self.first_wait * 2**attempt, self.max_wait) if error.retry_after is None else error.retry_after
         return wait if wait <= self.max_wait else None

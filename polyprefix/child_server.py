@@ -29,7 +29,8 @@ def child_server(options: Sequence[str], log: Path) -> Iterator[subprocess.Popen
     """`polyprefix serve` with these options, its output in `log`.
 
     In a process group of its own, so that a Ctrl-C in the terminal reaches it through us, once."""
-    command = [sys.executable, "-m", "polyprefix", "serve", *options]
+    # -P: a folder `server` where the command was typed is not ours
+    command = [sys.executable, "-P", "-m", "polyprefix", "serve", *options]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, process_group=0)
     try:

@@ -43,6 +43,7 @@ export class Answer {
       this.#add(event);
       if (event.details) this.#finish(event.details);
     }
+    if (!this.steps) throw new Error("the stream broke off");
   }
 
   /** Say why there is no more; `isOurs` where the reader wanted it so. */

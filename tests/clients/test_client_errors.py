@@ -2,6 +2,8 @@
 
 import pickle
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -87,7 +89,9 @@ def test_a_url_without_its_scheme_is_told_to_add_it(url):
         Client(url)
 
 
-@pytest.mark.parametrize("url", ["ftp://example.com", "http://", "http://here:port", "http://here/\udcff"])
+@pytest.mark.parametrize(
+    "url", ["ftp://example.com", "http://", "http://here:port", "http://here/\udcff", "http://here?x=1"]
+)
 def test_something_that_is_no_servers_url_is_told_what_was_expected(url):
     with pytest.raises(InvalidUrl, match="expected http://HOST:PORT"):
         AsyncClient(url)
@@ -109,10 +113,25 @@ def test_what_cannot_be_written_down_is_refused_before_anything_is_sent(fake, as
     assert fake.received == []
 
 
-def test_a_key_that_no_header_can_carry_is_refused_without_being_told():
-    with pytest.raises(InvalidRequest, match="API key") as caught:
-        Client(api_key="sécret\n")
+@pytest.mark.parametrize("key", ["sécret\n", "a-secret ", ""])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_told(key):
+    with pytest.raises(InvalidRequest, match="the API key is empty, or holds") as caught:
+        Client(api_key=key)
     assert "cret" not in str(caught.value)
+
+
+def test_a_password_in_the_url_is_not_told():
+    with Client("http://me:hidden@127.0.0.1:1/base") as client, pytest.raises(ConnectionFailed) as caught:
+        client.health()
+    assert "hidden" not in str(caught.value)
+    assert "from http://127.0.0.1:1/base: " in str(caught.value)
+
+
+def test_retries_without_a_word_of_the_server_wait_as_long_as_they_may():
+    retries = Retries(max_retries=20, max_wait=60)
+    error = Unavailable("draining", 503, "unavailable")
+    waits = [retries.seconds(error, attempt, repeatable=True) for attempt in range(21)]
+    assert waits == [0.5, 1, 2, 4, 8, 16, 32, *[60] * 13, None]
 
 
 @pytest.mark.parametrize(("status", "error_type"), [(429, "overloaded"), (429, "rate_limited"), (503, "unavailable")])
@@ -129,6 +148,14 @@ def test_an_upload_is_sent_again_whole(fake, ask):
     with pytest.raises(NotFound):
         ask("upload", "e2e", bytes(100_000), progress=lambda sent, total: None)
     assert [len(received.body) for received in fake.received] == [100_000, 100_000]
+
+
+@pytest.mark.parametrize("end", ["", "raise SystemError('an error of the callers')"])
+def test_who_does_not_close_a_client_ends_nevertheless(fake, end):
+    fake.will_answer(200, OK)
+    program = f"from clients.client import Client\nclient = Client({fake.url!r})\nclient.generate('e2e', 'x')\n{end}\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, b"an error of the callers" in ended.stderr) == ((1, True) if end else (0, False))
 
 
 def test_a_server_that_stays_busy_is_given_up_after_a_bounded_number_of_attempts(fake, ask):
@@ -177,3 +204,4 @@ def test_a_retry_after_may_be_a_date():
     assert 15 < soon <= 20
     assert seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert seconds_to_wait("soon") is None
+    assert seconds_to_wait(f"Wed, 21 Oct {10**30} 07:28:00 GMT") is None

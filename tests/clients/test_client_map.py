@@ -170,6 +170,12 @@ def test_more_at_once_than_the_server_has_room_for_is_slower_and_no_failure(echo
     assert len(echo.asked) > len(inputs)  # some were refused, and asked again
 
 
+def test_a_gateway_that_names_no_wait_is_not_asked_without_end(echo, ask_all):
+    echo.room = 1
+    assert len(list(ask_all("e2e", ["in a full house", "x"], concurrency=2))) == 2
+    assert len(echo.asked) < 50
+
+
 def test_a_wait_that_is_too_long_is_a_failure(echo, ask_all):
     echo.room, echo.retry_after = 0, "3600"
     with pytest.raises(Overloaded):

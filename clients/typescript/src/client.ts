@@ -20,7 +20,7 @@ export interface StreamEvent {
   token: Token;
   top_tokens: Token[] | null;
   generated_text: string | null;
-  details: Pick<Details, "finish_reason" | "prompt_tokens" | "generated_tokens" | "seed"> | null;
+  details: Pick<Details, "finish_reason" | "prompt_tokens" | "prefix_tokens" | "generated_tokens" | "seed" | "steps"> | null;
 }
 
 export interface ClientOptions {

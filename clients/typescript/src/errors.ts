@@ -146,6 +146,9 @@ export function secondsToWait(retryAfter: string | null): number | null {
   if (/^\s*\d+\s*$/.test(retryAfter)) {
     return Number(retryAfter);
   }
+  if (!/[a-z]/i.test(retryAfter)) {
+    return null; // engines read "1.5" as a date, too
+  }
   const milliseconds = Date.parse(retryAfter) - Date.now();
   return Number.isNaN(milliseconds) ? null : Math.max(0, milliseconds / 1000);
 }

@@ -61,5 +61,7 @@ it("reads Retry-After as seconds or as a date", () => {
   assert.equal(secondsToWait("20"), 20);
   assert.equal(secondsToWait("Wed, 21 Oct 2015 07:28:00 GMT"), 0);
   assert.equal(secondsToWait("soon"), null);
+  assert.equal(secondsToWait("1.5"), null);
+  assert.equal(secondsToWait("-5"), null);
   assert.equal(secondsToWait(null), null);
 });
