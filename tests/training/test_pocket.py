@@ -125,11 +125,22 @@ def test_what_tasks_answer_is_read_only_where_it_is_asked_for(tmp_path: Path) ->
 def test_pairs_are_made_of_what_tasks_answer_only_where_it_is_asked_for(tmp_path: Path, in_pairs: bool) -> None:
     write_corpus(tmp_path)
     out, work = tmp_path / "out", tmp_path / "work"
-    write_tokens(tmp_path, out, work, 50, max_length=64, start=POCKET, targets=Targets(2, in_pairs))
+    write_tokens(tmp_path, out, work, 50, 64, start=POCKET, targets=Targets(2, in_pairs), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(out)
     plain, pairs = (tokenizer.decode(np.load(work / name).tolist()) for name in ("plain.npy", "pairs.npy"))
     assert plain.count("a dog runs after a ball") == plain.count("The Mill is a cheap pub.") == 2
     assert ("runs" in pairs) == in_pairs
+
+
+def test_another_seed_draws_other_pairs_of_the_same_text(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    pairs = []
+    for name, seed in ("first", 0), ("again", 0), ("other", 1):
+        work = tmp_path / name
+        write_tokens(tmp_path, tmp_path / "out", work, 50, 64, start=POCKET, targets=Targets(0, False), seed=seed)
+        pairs.append(np.load(work / "pairs.npy").tolist())
+        assert len(np.load(work / "plain.npy")) == len(np.load(tmp_path / "first" / "plain.npy"))
+    assert pairs[0] == pairs[1] != pairs[2]
 
 
 def test_the_mean_of_two_models_has_the_mean_weights_and_the_rest_of_the_first(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
     python -m training.pocket.backbone --data DIR --work DIR --out DIR --minutes 88
 
-With `--start` it goes on from that model instead; with `--target-readings` it reads what two tasks of the experiments
-answer as well, and with `--target-pairs` it learns to write that from pairs, too.
+With `--start` it goes on from that model instead, on other pairs with another `--seed`. With `--target-readings` it
+reads what two tasks of the experiments answer as well, and with `--target-pairs` it learns to write that from pairs,
+too.
 
 Knows the model, the optimizers and the clock. Knows nothing of tasks or prefixes. The learning rate follows the share
 of the budget that is used, so a slow or crowded machine ends on time with fewer steps; a stopped process loses no
@@ -52,9 +53,9 @@ LONGEST_STEP = 20.0  # a step that took longer was stopped from outside; its tim
 logger = logging.getLogger("pocket")
 
 
-def build_model(start: Path | None) -> GPT2LMHeadModel:
+def build_model(start: Path | None, seed: int) -> GPT2LMHeadModel:
     """A GPT-2 of 5.9 M parameters: 6 layers, 256 wide, 4 heads of 64. Its weights are random, or those of `start`."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCAB_SIZE,
         n_positions=MAX_LENGTH,
@@ -171,14 +172,14 @@ def report(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, work: Path, los
     )  # fmt: skip
 
 
-def train(work: Path, out: Path, minutes: float, start: Path | None, resume: bool) -> None:
+def train(work: Path, out: Path, minutes: float, start: Path | None, seed: int, resume: bool) -> None:
     """Train for `minutes` of running time and save the model, in fp16, beside the tokenizer in `out`."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
-    trainer = Trainer(build_model(start), PEAK_LR if start is None else LATER_PEAK_LR)
+    trainer = Trainer(build_model(start, seed), PEAK_LR if start is None else LATER_PEAK_LR)
     checkpoint = work / "backbone.pt"
     if resume:
         trainer.load(checkpoint)
-    rows = Rows(work, seed=trainer.num_steps)
+    rows = Rows(work, (seed, trainer.num_steps))
     next_report = trainer.seconds + REPORT_SECONDS / 3
     loss = math.nan
     while (used := trainer.seconds / (60 * minutes)) < 1.0:
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a model to go on from")
     parser.add_argument("--target-readings", type=int, default=0, help="how often the tasks' sentences are in the text")
     parser.add_argument("--target-pairs", action="store_true", help="make pairs of the tasks' sentences, too")
+    parser.add_argument("--seed", type=int, default=0, help="of the pairs, and of the order in which all is read")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     args = parser.parse_args()
     if args.target_pairs and not args.target_readings:
@@ -221,8 +223,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if not (args.work / "probe.json").exists():
         targets = Targets(args.target_readings, args.target_pairs)
-        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start, targets)
-    train(args.work, args.out, args.minutes, args.start, args.resume)
+        write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start, targets, args.seed)
+    train(args.work, args.out, args.minutes, args.start, args.seed, args.resume)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,14 @@ class Targets:
 
 
 def write_tokens(
-    data: Path, folder: Path, work: Path, num_pairs: int, max_length: int, start: Path | None, targets: Targets
+    data: Path,
+    folder: Path,
+    work: Path,
+    num_pairs: int,
+    max_length: int,
+    start: Path | None,
+    targets: Targets,
+    seed: int,
 ) -> None:
     """Make everything that training reads: the tokenizer in `folder`, token ids and the probe in `work`.
 
@@ -71,7 +78,7 @@ def write_tokens(
     pair_targets = corpus.targets if targets.in_pairs else ()
     phrases = Phrases([*read, *pair_targets])
     maker = PairMaker(records, [*_sentences(corpus), *chain.from_iterable(map(_sentences_of, pair_targets))], phrases)
-    rng = random.Random(0)
+    rng = random.Random(seed)
     pairs = [maker.draw(rng) for _ in range(num_pairs)]
     texts = [*read, *corpus.targets]
     if start is None:
@@ -100,7 +107,7 @@ def read_probe(work: Path) -> list[Pair]:
 class Rows:
     """An endless supply of packed rows `[B, T]`: part plain text, part pairs, each in its own stream."""
 
-    def __init__(self, work: Path, seed: int) -> None:
+    def __init__(self, work: Path, seed: Sequence[int]) -> None:
         self.plain = np.load(work / "plain.npy")
         pairs, lengths = np.load(work / "pairs.npy"), np.load(work / "pair_lengths.npy").astype(np.int64)
         ends = lengths.sum(axis=1).cumsum()
