@@ -46,7 +46,7 @@ USER 10001:10001
 WORKDIR /store
 VOLUME ["/models", "/store"]
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python", "-c", "import http.client as h, os, sys; c = h.HTTPConnection('127.0.0.1', int(os.environ['POLYPREFIX_PORT']), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 ENTRYPOINT ["polyprefix"]
 CMD ["serve", "--host", "0.0.0.0", "--no-auth"]

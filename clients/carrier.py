@@ -46,10 +46,12 @@ class Carrier:
         retries: Retries,
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
-        self._url = checked_url(base_url)
+        url = checked_url(base_url)
+        self._url = url.copy_with(userinfo=b"")  # messages tell it, and end up in logs
         self._retries = retries
         self._connections = Connections(
             base_url=self._url,
+            auth=httpx.BasicAuth(url.username, url.password) if url.userinfo else None,
             headers={} if api_key is None else {"authorization": f"Bearer {checked_key(api_key)}"},
             timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
             transport=transport,
@@ -139,14 +141,9 @@ def faults_told(url: httpx.URL) -> Iterator[None]:
     try:
         yield
     except httpx.TimeoutException as error:
-        raise TimedOut(without_password(url), reason_of(error)) from error
+        raise TimedOut(str(url), reason_of(error)) from error
     except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise ConnectionFailed(without_password(url), reason_of(error)) from error
-
-
-def without_password(url: httpx.URL) -> str:
-    """It may have one for a proxy; messages end up in logs."""
-    return str(url.copy_with(userinfo=b""))
+        raise ConnectionFailed(str(url), reason_of(error)) from error
 
 
 def reason_of(error: Exception) -> str:

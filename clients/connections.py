@@ -23,11 +23,13 @@ class Connections:
     def __init__(
         self,
         base_url: httpx.URL,
+        auth: httpx.Auth | None,
         headers: dict[str, str],
         timeout: httpx.Timeout,
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         self._base_url = base_url
+        self._auth = auth
         self._headers = headers
         self._timeout = timeout
         self._transport = transport
@@ -37,12 +39,13 @@ class Connections:
 
     @asynccontextmanager
     async def one(self) -> AsyncIterator[httpx.AsyncClient]:
-        """The connection that was used last, for this block's requests alone. Of those of a burst `MAX_IDLE` stay."""
+        """The connection that was used last, for this block's requests alone. Of those of a burst `MAX_IDLE` stay, but
+        where a caller's own transport carries them all, which closing one of them would close."""
         connection = self._idle.pop() if self._idle else self._open()
         try:
             yield connection
         finally:
-            if len(self._idle) < MAX_IDLE:
+            if self._transport is not None or len(self._idle) < MAX_IDLE:
                 self._idle.append(connection)
             else:
                 self._all.remove(connection)
@@ -52,6 +55,7 @@ class Connections:
     def _open(self) -> httpx.AsyncClient:
         connection = httpx.AsyncClient(
             base_url=self._base_url,
+            auth=self._auth,
             headers=self._headers,
             timeout=self._timeout,
             transport=self._transport,
@@ -62,5 +66,5 @@ class Connections:
         return connection
 
     async def close(self) -> None:
-        for connection in self._all:
+        for connection in list(self._all):
             await connection.aclose()

@@ -4,6 +4,7 @@ Knows the error table of the HTTP contract. Knows nothing of retries.
 """
 
 import email.utils
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -57,7 +58,7 @@ class InvalidUrl(PolyprefixError):
 
     def __str__(self) -> str:
         advice = "expected http://HOST:PORT" if "://" in self.url else f"add http://, as in http://{self.url}"
-        return f"{self.url!a} is no server's URL: {advice}"
+        return f"{re.sub('//[^/@]*@', '//', self.url)!a} is no server's URL: {advice}"  # without a password
 
 
 class InvalidRequest(PolyprefixError):

@@ -7,34 +7,40 @@ import threading
 import weakref
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TypeVar, TypeVarTuple, Unpack
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
 class LoopThread:
-    """Runs from the first `start` to `close`, and `finish` as the last; safe to share between threads."""
+    """Runs from the first `start` to `close`, and `finish` as the last; safe to share between threads.
+
+    The thread keeps no program from ending, nor a fork of it, that forgets `close`: nothing waits for it but that. It
+    ends when this is garbage.
+    """
 
     def __init__(self, finish: Callable[[], Awaitable[None]]) -> None:
         self._finish = finish
         self._lock = threading.Lock()
-        self._thread = ExitStack()
+        self._thread: threading.Thread | None = None
         self._portal: BlockingPortal | None = None
-        # Who forgets `close`, or ends by an error, ends nevertheless: at exit this runs while the thread still does.
-        weakref.finalize(self, self._thread.close)
 
     def start(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> Future[T]:
         """Begin to run it. Cancelling what is returned cancels what runs."""
         with self._lock:
             if self._portal is None:
-                self._portal = self._thread.enter_context(start_blocking_portal())
-                self._thread.callback(self._portal.call, self._portal.stop, True)
-                self._thread.callback(self._portal.call, self._finish)
+                ready: Future[BlockingPortal] = Future()
+                self._thread = threading.Thread(target=run_loop, args=[ready], name="polyprefix-client", daemon=True)
+                self._thread.start()
+                self._portal = ready.result()
+                self._forgotten = weakref.finalize(self, wind_up, self._portal, self._finish)
+                self._forgotten.atexit = False
         return self._portal.start_task_soon(function, *args)
 
     def run(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> T:
@@ -61,8 +67,43 @@ class LoopThread:
 
     def close(self) -> None:
         """End the thread, with all that still runs in it. Once more does nothing."""
-        with self._lock:  # two that close at once would each take half of what there is to do
-            self._thread.close()
+        with self._lock:
+            if self._thread is None or self._portal is None:
+                return
+            self._forgotten.detach()
+            try:
+                self._portal.call(self._finish)
+            finally:
+                self._portal.call(self._portal.stop, True)
+                self._thread.join()
+                self._thread = None
+
+
+def run_loop(ready: Future[BlockingPortal]) -> None:
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            ready.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    try:
+        anyio.run(serve)
+    except OSError as error:  # no file left for a loop
+        if ready.done():
+            raise
+        ready.set_exception(error)
+
+
+def wind_up(portal: BlockingPortal, finish: Callable[[], Awaitable[None]]) -> None:
+    """End what the portal runs in, without waiting for it."""
+
+    async def end() -> None:
+        try:
+            await finish()
+        finally:
+            await portal.stop(True)
+
+    with suppress(RuntimeError):  # it has ended, or this is its own thread
+        portal.start_task_soon(end)
 
 
 def result_of(future: Future[T]) -> T:

@@ -34,8 +34,7 @@ class Damage:
 
 
 class Upkeep:
-    """Thread-safe; every method may take long, and ends soon after `close`. Errors: `StoreUnavailable`, and what the
-    methods say.
+    """Thread-safe; every method may take long. Errors: `StoreUnavailable`, and what the methods say.
 
     `writing` is the store's own lock, `quarantine` its method.
     """

@@ -212,7 +212,8 @@ async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
         if not answer.is_success:
             fail(content["error"])
     except (ValueError, KeyError, TypeError):
-        fail(f"{answer.url} answered {answer.status_code} and not as Polyprefix does; is it the server's own URL?")
+        url = answer.url.copy_with(userinfo=b"")
+        fail(f"{url} answered {answer.status_code} and not as Polyprefix does; is it the server's own URL?")
     return content
 
 

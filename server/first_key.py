@@ -15,8 +15,9 @@ from prefix_store.tenants import LOCAL_TENANT, Scope, Tenant
 def write_first_key(tenants: TenantRegistry, path: Path) -> None:
     """Make a key that opens everything, for the tenant whose tasks are everybody's while there is no key.
 
-    Only the owner may read the file. Raises `OSError` where it is there already or cannot be written, and what the
-    registry raises; there is no key then, and no file that would keep the next start from making one.
+    Only the owner may read the file. Raises `OSError` where it is there already or cannot be made, and what the
+    registry raises; there is no key then, and no file that would keep the next start from making one. Where the disk
+    is full for the secret alone, the key is lost: another is made where the store is.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file, contextlib.ExitStack() as undo:

@@ -27,6 +27,21 @@ from server.text import Tokenizer
 P = ParamSpec("P")
 T = TypeVar("T")
 
+PING_SECONDS = 1.0  # a probe gives up after two
+
+
+class OnePing:
+    """A look at the store in a thread, one at a time: of those that hang, each would take one of the pool's few."""
+
+    def __init__(self) -> None:
+        self._under_way: asyncio.Task[None] | None = None
+
+    def of(self, store: PrefixStore) -> asyncio.Task[None]:
+        if self._under_way is None or self._under_way.done():
+            self._under_way = asyncio.create_task(asyncio.to_thread(store.ping))
+            self._under_way.add_done_callback(lambda task: task.cancelled() or task.exception())  # perhaps nobody waits
+        return self._under_way
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -46,6 +61,7 @@ class Services:
     log: FilteringBoundLogger
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _ping: OnePing = field(default_factory=OnePing)
 
     async def write(self, change: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one of the store's writes in a thread.
@@ -61,6 +77,10 @@ class Services:
         memory already."""
         async with self._reading:
             return await asyncio.to_thread(look, *args, **kwargs)
+
+    async def ping_store(self) -> None:
+        """Raises `StoreUnavailable`, and TimeoutError where the store says nothing for a second."""
+        await asyncio.wait_for(asyncio.shield(self._ping.of(self.store)), PING_SECONDS)
 
     def check_open(self, principal: Principal) -> None:
         """Raise `Unavailable` or `Overloaded` where no new work is taken; before any work is done for it."""

@@ -18,7 +18,7 @@ def render(fields: Iterable[Field], syntax: str = "{key} : {value}", joint: str 
 
 def slot_fields(mr: str) -> list[Field]:
     """The fields of an E2E meaning representation, `name[The Vaults], eatType[pub]`. Raises ValueError for another."""
-    if not re.fullmatch(rf"{SLOT}(,{SLOT})*", mr):
+    if not re.fullmatch(rf"{SLOT}(,{SLOT})*[,\s]*", mr):
         raise ValueError(f"expected slot[value], slot[value] …, found {mr!r}")
     return [(key.strip(), value) for key, value in re.findall(SLOT, mr)]
 

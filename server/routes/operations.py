@@ -39,9 +39,9 @@ async def ready(request: Request) -> Response:
     if services.lifecycle.is_draining:
         raise Unavailable("the server is draining")
     try:
-        await asyncio.to_thread(services.store.ping)
-    except StoreError as error:
-        services.log.warning("store_unreachable", error=str(error))
+        await services.ping_store()
+    except (StoreError, TimeoutError) as error:
+        services.log.warning("store_unreachable", error=str(error) or "no answer yet")
         return JSONResponse({"status": "degraded"})
     return JSONResponse({"status": "ready"})
 

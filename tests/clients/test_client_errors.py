@@ -1,9 +1,12 @@
 """Refusals, faults and repeats; every test that talks runs with the sync and the async client."""
 
+import gc
 import pickle
 import socket
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -127,6 +130,16 @@ def test_a_password_in_the_url_is_not_told():
     assert "from http://127.0.0.1:1/base: " in str(caught.value)
 
 
+def test_a_user_and_password_in_the_url_are_sent(fake):
+    fake.will_answer(200, OK)
+    with Client(fake.url.replace("http://", "http://me:hidden@")) as client:
+        client.generate("e2e", "x")
+    assert fake.received[0].headers["authorization"] == "Basic bWU6aGlkZGVu"
+    with pytest.raises(InvalidUrl) as caught:
+        Client("http://me:hidden@here?x=1")
+    assert "hidden" not in str(caught.value)
+
+
 def test_retries_without_a_word_of_the_server_wait_as_long_as_they_may():
     retries = Retries(max_retries=20, max_wait=60)
     error = Unavailable("draining", 503, "unavailable")
@@ -148,6 +161,37 @@ def test_an_upload_is_sent_again_whole(fake, ask):
     with pytest.raises(NotFound):
         ask("upload", "e2e", bytes(100_000), progress=lambda sent, total: None)
     assert [len(received.body) for received in fake.received] == [100_000, 100_000]
+
+
+def test_the_thread_of_a_client_that_is_garbage_ends(fake):
+    def threads() -> int:
+        return sum(thread.name == "polyprefix-client" for thread in threading.enumerate())
+
+    fake.will_answer(200, OK)
+    before, client = threads(), Client(fake.url)
+    client.generate("e2e", "x")
+    assert threads() == before + 1
+    del client
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while threads() > before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_fork_ends_that_never_used_its_parents_client(fake):
+    fake.will_answer(200, OK)
+    program = f"""
+import os, sys
+from clients.client import Client
+client = Client({fake.url!r})
+client.generate('e2e', 'x')
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+os.waitpid(child, 0)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemError('an error of the callers')"])

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from clients.client import AsyncClient, Client
+from clients.connections import MAX_IDLE
 from clients.errors import Overloaded, ValidationFailed
 from clients.order import in_order
 
@@ -243,6 +244,36 @@ def test_a_future_that_is_done_is_handed_over_before_more_are_started():
     given.close()
     assert waited_for.cancelled()
     loop.close()
+
+
+def test_a_callers_own_transport_stays_open_while_it_carries_others():
+    class Closable(Echo):
+        num_closed = 0
+
+        async def aclose(self) -> None:
+            self.num_closed += 1
+
+    transport = Closable()
+
+    async def ask_many() -> int:
+        async with AsyncClient(URL, transport=transport) as client:
+            answers = [client.generate("e2e", str(number)) for number in range(2 * MAX_IDLE)]
+            await asyncio.gather(*answers)
+            return transport.num_closed
+
+    assert asyncio.run(ask_many()) == 0
+
+
+def test_of_a_burst_so_many_connections_stay_open(fake):
+    for _ in range(2 * MAX_IDLE):
+        fake.will_answer(200, {"generated_text": ""})
+
+    async def ask_many() -> int:
+        async with AsyncClient(fake.url) as client:
+            await asyncio.gather(*(client.generate("e2e", str(number)) for number in range(2 * MAX_IDLE)))
+            return len(client._carrier._connections._all)
+
+    assert asyncio.run(ask_many()) <= MAX_IDLE
 
 
 def test_many_requests_at_once_reuse_their_connections(fake):

@@ -1,6 +1,7 @@
 """Health, readiness, facts, metrics and `/tokenize`."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from prefix_store.errors import StoreUnavailable
@@ -28,6 +29,25 @@ def test_a_store_that_cannot_be_reached_makes_it_degraded(server: Running) -> No
     answer = server.http.get("/ready")
     server.services.store.ping = kept  # type: ignore[method-assign]
     assert (answer.status_code, answer.json()) == (200, {"status": "degraded"})
+
+
+def test_a_store_that_says_nothing_makes_it_degraded_and_takes_one_thread(server: Running) -> None:
+    released, num_asked = threading.Event(), 0
+
+    def silent() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        released.wait()
+
+    kept, server.services.store.ping = server.services.store.ping, silent  # type: ignore[method-assign]
+    try:
+        for _ in range(2):
+            answer = server.http.get("/ready", timeout=10)
+            assert (answer.status_code, answer.json()) == (200, {"status": "degraded"})
+    finally:
+        server.services.store.ping = kept  # type: ignore[method-assign]
+        released.set()
+    assert num_asked == 1
 
 
 def test_info_tells_the_backbone_and_the_limits(server: Running) -> None:

@@ -172,7 +172,7 @@ def test_commongen_lines_that_have_no_counterpart_are_told(tmp_path: Path) -> No
 
 
 def test_a_slot_of_a_users_own_may_have_any_name_and_an_empty_value(tmp_path: Path) -> None:
-    (tmp_path / "bikes.csv").write_text('mr,ref\n"price-range[low], colour (main)[red],gears[]",A cheap red bike.\n')
+    (tmp_path / "bikes.csv").write_text('mr,ref\n"price-range[low], colour (main)[red],gears[], ",A cheap red bike.\n')
     (example,) = read_examples(tmp_path / "bikes.csv", "e2e")
     assert example.inputs == "price-range : low | colour (main) : red | gears"
 

@@ -21,6 +21,7 @@ from prefix_store.prefix import Prefix
 from tests.training.conftest import Write, quick
 from training.backbone import FrozenBackbone
 from training.checkpoint import load_checkpoint, save_checkpoint
+from training.curves import EventLog
 from training.errors import BadExamples, BadSettings, Diverged, OtherRun
 from training.progress_bar import ProgressBar
 from training.run import Job, made_with, run_jobs
@@ -272,12 +273,16 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_beside_it(tmp_path: 
     assert load_checkpoint(path, {}) == {"made_with": {}, "step": 3}
 
 
-def test_a_disk_that_is_full_for_the_curves_ends_the_run(
-    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
-) -> None:
-    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=100))
+def test_a_disk_that_is_full_for_the_curves_is_told_and_blocks_nobody(tmp_path: Path) -> None:
+    events = EventLog(tmp_path, 0)
+
+    def go_on() -> None:
+        for step in range(1_000):
+            events.add("loss/train", 1.0, step)
+
     with files_of_at_most(2_000), pytest.raises(OSError, match="File too large"):
-        run(job, backbone)
+        go_on()
+    events.close()
 
 
 def test_pairs_that_are_left_out_are_told(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
