@@ -5,27 +5,25 @@ Knows files. A checkpoint appears whole or not at all, and is read without unpic
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prefix_store.disk import write_durably
 from training.errors import BadExamples, OtherRun
 
 State = dict[str, Any]  # tensors, numbers, texts, and lists and dicts of them
 
 
-def write_whole(path: Path, body: bytes | memoryview) -> None:
+def write_whole(path: Path, body: bytes) -> None:
     """Write beside the file, flush to the disk, then rename over it. Raises OSError, and leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        with unfinished.open("wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        unfinished.unlink(missing_ok=True)  # of a run that was killed
+        write_durably(unfinished, body)
         unfinished.replace(path)
     except OSError:
         unfinished.unlink(missing_ok=True)
@@ -35,7 +33,7 @@ def write_whole(path: Path, body: bytes | memoryview) -> None:
 def save_checkpoint(path: Path, state: State) -> None:
     body = io.BytesIO()
     torch.save(state, body)
-    write_whole(path, body.getbuffer())
+    write_whole(path, body.getvalue())
 
 
 def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None:
