@@ -18,11 +18,10 @@ from pathlib import Path
 from prefix_store.blobs import Blobs
 from prefix_store.database import Database
 from prefix_store.disk import fsync_directory, make_directory, os_errors, read_unless_damaged, write_durably
-from prefix_store.errors import CorruptPrefix, StoreUnavailable
+from prefix_store.errors import CorruptPrefix, StoreUnavailable, UnsuitablePlace
 from prefix_store.files import StoredFile
+from prefix_store.home import REGISTRY
 from prefix_store.names import file_key
-
-REGISTRY = "registry.sqlite3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +55,12 @@ def back_up(database: Database, blobs: Blobs, path: Path, files: Iterable[tuple[
 def restore(path: Path, into: Path) -> Copied:
     """Make `into`, which must not be there, a store as the backup `path` has it. `verify` tells what that lacks.
 
-    Raises `StoreUnavailable` and `OutOfSpace`.
+    Raises `UnsuitablePlace` where `path` is no backup, `StoreUnavailable` and `OutOfSpace`.
     """
+    if (path / f"{REGISTRY}-wal").exists():  # which may hold all there is; a backup has none
+        raise UnsuitablePlace(
+            f"{path} is no backup but the copy of a store in use; name a copy of it as --store itself"
+        )
     with os_errors(f"restoring {path} to {into}"), _whole(into) as copy:
         write_durably(copy / REGISTRY, (path / REGISTRY).read_bytes())
         num_files, damaged = 0, []

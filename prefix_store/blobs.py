@@ -4,8 +4,9 @@ Knows names and bytes. Knows nothing of prefixes, tasks, versions or hashes.
 """
 
 import errno
+import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from prefix_store.disk import fsync_directory, make_directory, os_errors, read_u
 from prefix_store.errors import CorruptPrefix
 from prefix_store.names import file_key, tenant_folder
 
-_TEMPORARY = ".tmp"
+_TEMPORARY = re.compile(r".+\.(safetensors|upload)\.[0-9a-f]{16}\.tmp")  # as `write` names them
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 
 
@@ -42,8 +43,8 @@ class Blobs(Protocol):
     def copy(self, tenant: str, name: str, path: Path) -> None:
         """To a new file on this machine."""
 
-    def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
-        """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""
+    def sweep(self, is_litter: Callable[[str], bool], written_before: datetime) -> int:
+        """Remove files, of any tenant, whose keys are litter and which are older; returns their bytes."""
 
     def ping(self) -> None: ...
 
@@ -56,8 +57,9 @@ class DirectoryBlobs:
         with os_errors(f"opening {root}"):
             make_directory(root)
             fsync_directory(root)  # holds the folders that a killed process made and did not live to sync
-            for left_behind in root.glob(f"*/*{_TEMPORARY}"):  # by a process that was killed
-                left_behind.unlink(missing_ok=True)
+            for left_behind in root.glob("*/*.tmp"):  # by a process that was killed
+                if _TEMPORARY.fullmatch(left_behind.name):
+                    left_behind.unlink(missing_ok=True)
 
     def write(self, tenant: str, name: str, body: bytes) -> None:
         """Durable when it returns; a reader sees the old file or the new one. On any failure the temporary is gone.
@@ -67,7 +69,7 @@ class DirectoryBlobs:
         with os_errors(f"writing {name}"):
             folder = self._folder(tenant)
             make_directory(folder)
-            temporary = folder / f"{name}.{secrets.token_hex(8)}{_TEMPORARY}"
+            temporary = folder / f"{name}.{secrets.token_hex(8)}.tmp"
             try:
                 write_durably(temporary, body)
                 temporary.replace(folder / name)
@@ -111,14 +113,15 @@ class DirectoryBlobs:
                     raise CorruptPrefix(name, "cannot be read") from error
                 write_durably(path, body)
 
-    def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
-        """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""
+    def sweep(self, is_litter: Callable[[str], bool], written_before: datetime) -> int:
+        """Remove files, of any tenant, whose keys are litter and which are older; returns their bytes."""
         num_bytes = 0
         with os_errors(f"sweeping {self._root}"):
             for path in self._root.glob("*/*"):
+                if not is_litter(f"{path.parent.name}/{path.name}") or not path.is_file():
+                    continue
                 found = path.stat()
-                is_needed = f"{path.parent.name}/{path.name}" in needed
-                if not is_needed and found.st_mtime < written_before.timestamp() and path.is_file():
+                if found.st_mtime < written_before.timestamp():
                     path.unlink()
                     num_bytes += found.st_size
         return num_bytes

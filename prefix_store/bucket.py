@@ -4,7 +4,7 @@ Knows names, bytes and conditional writes. Knows nothing of prefixes, tasks, ver
 """
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ else:
     IS_INSTALLED = True
 
 _PROBES = "~probe"  # a folder that no tenant has
+_OWNER = "~store/registry"
 
 
 class BucketBlobs:
@@ -76,14 +77,29 @@ class BucketBlobs:
         with os_errors(f"writing {path}"):
             write_durably(path, body)
 
-    def remove_others(self, needed: Collection[str], written_before: datetime) -> int:
-        """Remove files, of any tenant, whose keys are not in `needed` and which are older; returns their bytes."""
+    def sweep(self, is_litter: Callable[[str], bool], written_before: datetime) -> int:
+        """Remove files, of any tenant, whose keys are litter and which are older; returns their bytes."""
         with _bucket_errors(f"sweeping {self._url}"):
             found = [each for page in self._bucket.list() for each in page if each["path"].count("/") == 1]
-            others = [each for each in found if each["path"] not in needed and each["last_modified"] < written_before]
-            for each in others:
+            litter = [each for each in found if is_litter(each["path"]) and each["last_modified"] < written_before]
+            for each in litter:
                 self._delete(each["path"])
-            return sum(each["size"] for each in others)
+            return sum(each["size"] for each in litter)
+
+    def claim(self, registry: str) -> None:
+        """Note whose files these are, or raise `UnsuitablePlace` where they are another registry's.
+
+        To that one every file here would be missing, and to a sweep by it none would be needed.
+        """
+        with _bucket_errors(f"opening {self._url}"):
+            try:
+                self._bucket.put(_OWNER, registry.encode(), mode="create")
+            except AlreadyExistsError:
+                if bytes(self._bucket.get(_OWNER).bytes()) != registry.encode():
+                    raise UnsuitablePlace(
+                        f"what is in {self._url} belongs to another registry than the one that --registry names; name "
+                        f"that one, or a path of the bucket that is empty ({_OWNER} there says whose it is)"
+                    ) from None
 
     def ping(self) -> None:
         """Raises `StoreUnavailable` within a few seconds, so that who asks for readiness gets an answer."""

@@ -171,6 +171,9 @@ def sqlite_url(path: Path) -> URL:
 def _engine(url: str | URL) -> Engine:
     try:
         parsed = make_url(url)
+    except (ArgumentError, ValueError):  # the latter for a port; never repeated, it may hold a password
+        parsed = URL.create("unreadable")
+    try:
         if parsed.drivername == "postgresql+psycopg":
             # The ping replaces connections that a restart of the database has cut.
             with_patience = parsed.set(query={**_POSTGRESQL_DEFAULTS, **parsed.query})
@@ -178,8 +181,6 @@ def _engine(url: str | URL) -> Engine:
             return create_engine(with_patience, pool_pre_ping=True, **pool)
         if parsed.drivername == "sqlite":
             return create_engine(parsed)
-    except ArgumentError:
-        pass  # never repeated: it may hold a password
     except ModuleNotFoundError as error:
         raise UnsuitablePlace("the registry needs psycopg: pip install 'polyprefix[cloud]'") from error
     raise UnsuitablePlace("that is no registry's URL; expected postgresql+psycopg://user@host/database")

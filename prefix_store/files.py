@@ -1,9 +1,17 @@
 """Which files an upload has in its tenant's folder, and what has to be in them. Knows names and hashes, no disk."""
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from prefix_store.tasks import Upload
+
+_NAME = re.compile(r"[0-9a-f]{64}(-[0-9]{8}T[0-9]{12})?\.(safetensors|upload)")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `FileNames` gives such names: of all others in the store's place, none is the store's."""
+    return _NAME.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)

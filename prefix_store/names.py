@@ -7,6 +7,7 @@ from prefix_store.errors import InvalidTaskId, shown
 
 RESERVED_TASK_IDS = frozenset({"base", "tgi"})  # both mean the bare backbone, in our dialect and in others
 _TASK_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_OTHER_FILES = frozenset({"lock", "first-key"})  # that a store's directory holds beside the tenants' folders
 _PLAIN_FOLDER = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -36,7 +37,7 @@ def tenant_folder(tenant: str) -> str:
     Plain names stay readable. Others, upper case included since some file systems fold case, become `~` and a hash;
     no plain name starts with `~`.
     """
-    if _PLAIN_FOLDER.fullmatch(tenant):
+    if _PLAIN_FOLDER.fullmatch(tenant) and tenant not in _OTHER_FILES:
         return tenant
     return "~" + hashlib.sha256(tenant.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -110,6 +110,9 @@ usage_flushes = Table(
     Column("number", BigInteger, nullable=False),
 )
 
+# What a bucket knows this registry by: one row, made when a bucket is first opened with it.
+identity = Table("identity", metadata, Column("id", String(32), primary_key=True))
+
 
 def moment_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -73,6 +73,7 @@ class PrefixStore:
         # One write at a time, so that no file is removed as unneeded while another write begins to need it.
         self._writing = RLock()
         self._loose: set[tuple[str, StoredFile]] = set()  # with their tenants: files that perhaps no version needs
+        self._just_written: set[tuple[str, StoredFile]] = set()  # by the write that is under way
         self.num_quarantines = 0  # since the store was opened
         principals = Principals(max_outage=MAX_OUTAGE if self._home.is_shared else 0.0)
         self.tenants = TenantRegistry(self._database, principals=principals)
@@ -268,14 +269,14 @@ class PrefixStore:
     @contextmanager
     def _writing_task(self, tenant: str, task_id: str) -> Iterator[None]:
         with self._writing:
-            before = frozenset(self._loose)
+            self._just_written.clear()
             try:
                 yield
             except CommitUncertain:
                 # What is served is what the registry says, once it can say. A version that needs the new files may be
                 # there, even where it is not seen before the next start: they are left to `sweep`.
                 self._pointers.drop((tenant, task_id))
-                self._loose &= before
+                self._loose -= self._just_written
                 raise
             except StoreError:
                 self._remove_loose_files()
@@ -297,6 +298,7 @@ class PrefixStore:
 
     def _write(self, tenant: str, file: StoredFile, body: bytes) -> None:
         self._loose.add((tenant, file))
+        self._just_written.add((tenant, file))
         try:
             self._blobs.write(tenant, file.name, body)
         except NameTaken:

@@ -15,7 +15,7 @@ from prefix_store.database import Database, lock_name
 from prefix_store.errors import InvalidTenant, TenantExists, Unauthorized, UnknownKey
 from prefix_store.keys import hash_of, key_id_of, new_key
 from prefix_store.principals import Principals, Remembered
-from prefix_store.records import check
+from prefix_store.records import check, is_sound
 from prefix_store.schema import api_keys, moment_text, tenants
 from prefix_store.tenant_rows import (
     NO_KEY,
@@ -53,12 +53,17 @@ class TenantRegistry:
         self._flushing = Lock()
 
     def add_tenant(self, tenant: Tenant) -> None:
-        """Raises `TenantExists`."""
+        """Raises `TenantExists`. A damaged record of the same name is written again."""
+        row = {**tenant_columns(tenant), "created_at": moment_text(self._now())}
         with self._database.writing() as connection:
             lock_name(connection, "tenant", tenant.name)
-            if find(connection, tenants, tenant.name) is not None:
+            found = find(connection, tenants, tenant.name)
+            if found is None:
+                add(connection, tenants, row)
+            elif is_sound(tenants, found):
                 raise TenantExists(tenant.name)
-            add(connection, tenants, {**tenant_columns(tenant), "created_at": moment_text(self._now())})
+            else:
+                rewrite(connection, tenants, row)
 
     def change_tenant(self, name: str, change: Callable[[Tenant], Tenant]) -> Tenant:
         """Make of what is known of the tenant what `change` does; nobody changes it in between.
@@ -78,9 +83,10 @@ class TenantRegistry:
             return tenant_of(find_tenant(connection, name))
 
     def tenants(self) -> list[Tenant]:
-        """All of them, in the order of their names."""
+        """All of them, in the order of their names. A damaged record is left out."""
         with self._database.reading() as connection:
-            return [tenant_of(row) for row in connection.execute(select(tenants).order_by(tenants.c.name)).mappings()]
+            rows = connection.execute(select(tenants).order_by(tenants.c.name)).mappings()
+            return [tenant_of(row) for row in rows if is_sound(tenants, row)]
 
     def create_key(
         self, tenant: str, scopes: Iterable[Scope], expires_at: datetime | None = None
@@ -109,22 +115,26 @@ class TenantRegistry:
             return api_key_of(add(connection, api_keys, row)), new.secret
 
     def revoke_key(self, key_id: str) -> ApiKey:
-        """Refuse the key from now on; a second time changes nothing. Raises `UnknownKey`."""
+        """Refuse the key from now on; a second time changes nothing. Raises `UnknownKey`.
+
+        A damaged record, which opens nothing as it is, becomes that of a key which never did: the row stays, as a
+        server is open to all where no key was ever made.
+        """
         with self._database.writing() as connection:
             found = find(connection, api_keys, key_id, for_update=True)
             if found is None:
                 raise UnknownKey(key_id)
-            check(api_keys, found)
-            revoked_at = found["revoked_at"] or moment_text(self._now())
-            revoked = rewrite(connection, api_keys, {**found, "revoked_at": revoked_at})
+            sound = found if is_sound(api_keys, found) else {**NO_KEY, "key_id": key_id, "tenant": found["tenant"]}
+            revoked_at = sound["revoked_at"] or moment_text(self._now())
+            revoked = rewrite(connection, api_keys, {**sound, "revoked_at": revoked_at})
         self._principals.forget()
         return api_key_of(revoked)
 
     def keys(self, tenant: str) -> list[ApiKey]:
-        """All that the tenant ever had, the oldest first."""
+        """All that the tenant ever had, the oldest first. A damaged record is left out."""
         of_tenant = select(api_keys).where(api_keys.c.tenant == tenant).order_by(api_keys.c.created_at)
         with self._database.reading() as connection:
-            return [api_key_of(row) for row in connection.execute(of_tenant).mappings()]
+            return [api_key_of(row) for row in connection.execute(of_tenant).mappings() if is_sound(api_keys, row)]
 
     def has_keys(self) -> bool:
         """Whether a key was ever made, revoked ones included: once true, it stays so."""

@@ -13,7 +13,7 @@ from threading import Event
 
 from prefix_store.backup import Copied, back_up
 from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, StoreUnavailable, UnknownTask, UnknownVersion
-from prefix_store.files import StoredFile
+from prefix_store.files import StoredFile, is_file_name
 from prefix_store.home import Home
 from prefix_store.names import file_key
 from prefix_store.records import damaged_records
@@ -44,7 +44,7 @@ class Upkeep:
         home: Home,
         registry: Registry,
         writing: AbstractContextManager[object],
-        quarantine: Callable[[str, str, int, str], object],
+        quarantine: Callable[[str, str, int, str, str], object],
     ) -> None:
         self._database = home.database
         self._registry = registry
@@ -95,7 +95,11 @@ class Upkeep:
             if damaged := self._registry.damaged_records():
                 raise damaged[0]
             needed = {file_key(tenant, file.name) for tenant, file in self._needed_files()}
-            return self._blobs.remove_others(needed, datetime.now(UTC) - older_than)
+
+            def is_litter(key: str) -> bool:
+                return is_file_name(key.rpartition("/")[2]) and key not in needed
+
+            return self._blobs.sweep(is_litter, datetime.now(UTC) - older_than)
 
     def backup(self, path: Path) -> Copied:
         """Copy the registry and the files it needs, those that are there, to `path`, which must not be there.
@@ -154,7 +158,7 @@ class Upkeep:
             if wrong is None or not self._is_kept(tenant, task_id, now):
                 return None
             if now.quarantined is None:
-                self._quarantine(tenant, task_id, version.version, wrong)
+                self._quarantine(tenant, task_id, version.version, wrong, now.native_sha256)
             return Damage(f"{tenant}/{task_id}/{version.version}", wrong)
         return None
 

@@ -98,8 +98,8 @@ class UsageLedger:
 
     def _write(self) -> None:
         with self._database.writing() as connection:
+            lock_name(connection, "usage")  # first: a commit that seemed to fail may be under way still
             if self._last_written(connection) != self._number:
-                lock_name(connection, "usage")
                 for (tenant, task_id, day), used in sorted(self._batch.items()):
                     _increase(connection, tenant, task_id, day, used)
                 self._note_written(connection)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
 
 import httpx
 import typer
 
 from prefix_store.backup import restore as restore_backup
 from prefix_store.errors import StoreError
-from prefix_store.home import place_of
+from prefix_store.home import REGISTRY, place_of
 from server.admin_app import create_admin_app
 from server.administration import open_store
 
@@ -98,7 +99,7 @@ def set_tenant(
 ) -> None:
     """Change what is named, and leave the rest."""
     body = given(weight=weight, limits=limits_of(limit), disabled=False if enabled else None)
-    show(ask(Where(store, registry, url, api_key), "PATCH", f"/admin/tenants/{name}", json=body))
+    show(ask(Where(store, registry, url, api_key), "PATCH", tenant_path(name), json=body))
 
 
 @tenant.command("disable")
@@ -106,7 +107,14 @@ def disable_tenant(
     name: Name, store: StorePlace = HERE, registry: Registry = None, url: Url = None, api_key: ApiKey = None
 ) -> None:
     """Refuse all its keys; its tasks stay."""
-    show(ask(Where(store, registry, url, api_key), "PATCH", f"/admin/tenants/{name}", json={"disabled": True}))
+    show(
+        ask(
+            Where(store, registry, url, api_key),
+            "PATCH",
+            tenant_path(name),
+            json={"disabled": True},
+        )
+    )
 
 
 @key.command("create")
@@ -135,7 +143,7 @@ def revoke_key(
     api_key: ApiKey = None,
 ) -> None:
     """Refuse a key from now on."""
-    show(ask(Where(store, registry, url, api_key), "DELETE", f"/admin/keys/{key_id}"))
+    show(ask(Where(store, registry, url, api_key), "DELETE", f"/admin/keys/{quote(key_id, safe='')}"))
 
 
 @key.command("list")
@@ -202,10 +210,13 @@ def ask(where: Where, method: str, path: str, **options: Any) -> Any:
         fail(str(error))
     except httpx.HTTPError as error:
         fail(f"no answer from {where.url}: {error or type(error).__name__}")
+    except ValueError as error:  # a weight that is no number, a key that no header can hold
+        fail(f"that cannot be asked: {error}")
 
 
 async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
-    async with _connected(where) as http:
+    # Only who adds a tenant begins a store: of a mistyped one all else would say that all is well.
+    async with _connected(where, makes_store=(method, path) == ("POST", "/admin/tenants")) as http:
         answer = await http.request(method, path, **options)
     try:
         content = answer.json()
@@ -218,13 +229,15 @@ async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
 
 
 @asynccontextmanager
-async def _connected(where: Where) -> AsyncIterator[httpx.AsyncClient]:
+async def _connected(where: Where, makes_store: bool) -> AsyncIterator[httpx.AsyncClient]:
     if where.url is not None:
         headers = {} if where.api_key is None else {"authorization": f"Bearer {where.api_key}"}
         async with httpx.AsyncClient(base_url=where.url, headers=headers, timeout=SECONDS) as http:
             yield http
         return
     place = place_of(where.store)
+    if isinstance(place, Path) and not makes_store and not (place / REGISTRY).exists():
+        fail(f"there is no store in {place.absolute()}; name one with --store")
     opened = open_store(place, where.registry)
     try:
         transport = httpx.ASGITransport(create_admin_app(opened, place))
@@ -234,13 +247,17 @@ async def _connected(where: Where) -> AsyncIterator[httpx.AsyncClient]:
         opened.close()
 
 
+def tenant_path(name: str) -> str:
+    return f"/admin/tenants/{quote(name, safe='')}"
+
+
 def limits_of(given: list[str] | None) -> dict[str, int | None] | None:
     """`["max_tasks=5", "max_queued=none"]` as a JSON object; which names there are, the routes know."""
     if not given:
         return None
     pairs = [limit.partition("=") for limit in given]
     for name, _, number in pairs:
-        if number != "none" and not number.isdecimal():
+        if number != "none" and not (number.isdecimal() and len(number) < 20):
             raise typer.BadParameter(f"{name}={number}: expected NAME=NUMBER", param_hint="--limit")
     return {name: None if number == "none" else int(number) for name, _, number in pairs}
 

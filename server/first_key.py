@@ -7,6 +7,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from prefix_store.disk import fsync_directory
 from prefix_store.errors import TenantExists
 from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.tenants import LOCAL_TENANT, Scope, Tenant
@@ -19,9 +20,12 @@ def write_first_key(tenants: TenantRegistry, path: Path) -> None:
     registry raises; there is no key then, and no file that would keep the next start from making one. Where the disk
     is full for the secret alone, the key is lost: another is made where the store is.
     """
+    if path.is_file() and path.stat().st_size == 0:  # of a server that was killed before there was a key
+        path.unlink()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file, contextlib.ExitStack() as undo:
         undo.callback(path.unlink)
+        fsync_directory(path.parent)
         with contextlib.suppress(TenantExists):
             tenants.add_tenant(Tenant(name=LOCAL_TENANT))
         _, secret = tenants.create_key(LOCAL_TENANT, Scope)

@@ -145,7 +145,11 @@ async def backup(request: Request) -> Response:
 
 
 def _back_up(administration: Administration, path: Path) -> Copied:
-    if "\0" in str(path) or not path.is_absolute() or path.exists():
+    try:
+        is_new = path.is_absolute() and not path.exists()
+    except (OSError, ValueError):  # too long, forbidden, or with a NUL
+        is_new = False
+    if not is_new:
         raise InvalidValue("path: expected an absolute one, where nothing is yet")
     return administration.store.upkeep.backup(path)
 

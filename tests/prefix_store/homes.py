@@ -58,7 +58,8 @@ class FleetHome:
         return PrefixStore(self.bucket, backbone=backbone, cache_bytes=cache_bytes, registry_url=self.registry)
 
     def files(self) -> set[str]:
-        return {each["path"] for page in self._objects().list() for each in page}
+        found = {each["path"] for page in self._objects().list() for each in page}
+        return {key for key in found if not key.startswith("~store/")}
 
     def read(self, key: str) -> bytes:
         return bytes(self._objects().get(key).bytes())

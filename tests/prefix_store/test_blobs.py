@@ -123,9 +123,12 @@ def test_a_tenants_folder_that_could_not_be_synced_is_made_anew(
 
 def test_what_a_killed_process_left_half_written_is_removed_at_the_next_start(tmp_path: Path) -> None:
     DirectoryBlobs(tmp_path).write("acme", "a.safetensors", b"x")
-    (tmp_path / "acme" / "b.safetensors.0123.tmp").write_bytes(b"half")
+    for name in (f"b.safetensors.{'0' * 16}.tmp", "report.tmp", "b.safetensors.0123.tmp"):
+        (tmp_path / "acme" / name).write_bytes(b"half")
+    (tmp_path / "backups" / f"monday.{'0' * 16}.tmp").mkdir(parents=True)
     DirectoryBlobs(tmp_path)
-    assert files_in(tmp_path) == {"acme/a.safetensors"}
+    others = {"acme/report.tmp", "acme/b.safetensors.0123.tmp"}
+    assert files_in(tmp_path) == {"acme/a.safetensors", *others}, "those are not the store's"
 
 
 def test_a_directory_that_is_gone_is_noticed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Where a store can be kept, and where it refuses to be."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from prefix_store.database import Database
 from prefix_store.errors import StoreUnavailable, UnsuitablePlace
 from prefix_store.home import place_of
 from prefix_store.store import PrefixStore
-from tests.prefix_store.support import BACKBONE
+from tests.prefix_store.homes import FleetHome, in_a_directory
+from tests.prefix_store.support import BACKBONE, publish
 
 
 @pytest.mark.parametrize("text", ["store", "/var/lib/store", "a b", "C:store"])
@@ -36,7 +38,12 @@ def test_what_many_cannot_share_safely_is_refused(place: str, registry: str | No
         PrefixStore(place, backbone=BACKBONE, registry_url=registry)
 
 
-@pytest.mark.parametrize("registry", ["nonsense", "oracle://host/database", "postgresql+nobody://user:secret@host/d"])
+UNQUOTED = "postgresql+psycopg://user:a@b:secret@host/database"  # what is behind the colon is no port
+
+
+@pytest.mark.parametrize(
+    "registry", ["nonsense", "oracle://host/database", "postgresql+nobody://user:secret@host/d", UNQUOTED]
+)
 def test_a_registry_that_is_no_database_of_ours_is_refused_and_no_password_repeated(registry: str) -> None:
     with pytest.raises(UnsuitablePlace, match="postgresql") as refused:
         Database(registry)
@@ -47,6 +54,31 @@ def test_a_directory_has_no_registry_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(UnsuitablePlace, match="itself"):
         PrefixStore(tmp_path, backbone=BACKBONE, registry_url="postgresql+psycopg://host/database")
     assert list(tmp_path.iterdir()) == []
+
+
+@in_a_directory
+def test_a_directory_that_has_lost_its_registry_is_not_taken_for_an_empty_one(
+    store: PrefixStore, tmp_path: Path
+) -> None:
+    """It would be served without a key, and swept."""
+    publish(store)
+    store.close()
+    (tmp_path / "registry.sqlite3").unlink()
+    with pytest.raises(UnsuitablePlace, match="restore a backup"):
+        PrefixStore(tmp_path, backbone=BACKBONE)
+    assert not (tmp_path / "registry.sqlite3").exists()
+
+
+@pytest.mark.fleet
+def test_a_bucket_is_opened_with_its_own_registry_alone(new_fleet: Callable[[], FleetHome]) -> None:
+    """To another one every file would be missing, and needless."""
+    fleet, another = new_fleet(), new_fleet()
+    fleet.open().close()
+    mixed_up = replace(fleet, registry=another.registry)
+    with pytest.raises(UnsuitablePlace, match="another registry"):
+        mixed_up.open()
+    fleet.open().close()
+    another.open().close()
 
 
 class Forgetful(BaseHTTPRequestHandler):

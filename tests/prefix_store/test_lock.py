@@ -17,7 +17,7 @@ from tests.prefix_store.support import BACKBONE
 
 @in_a_directory
 def test_a_directory_that_is_open_is_refused_and_left_alone(store: PrefixStore, tmp_path: Path) -> None:
-    half_written = tmp_path / "acme" / "a.safetensors.0123.tmp"
+    half_written = tmp_path / "acme" / f"a.safetensors.{'0' * 16}.tmp"
     half_written.parent.mkdir()
     half_written.write_bytes(b"being written")
     with pytest.raises(StoreInUse, match="open"):

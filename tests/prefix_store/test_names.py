@@ -37,12 +37,13 @@ def test_a_plain_tenant_has_a_folder_of_its_name(tenant: str) -> None:
     assert tenant_folder(tenant) == tenant
 
 
-@given(st.text() | st.sampled_from(["", ".", "..", "/", "a/b", "~", "ACME", "acme", "registry.sqlite3"]))
+@given(st.text() | st.sampled_from(["", ".", "..", "/", "a/b", "~", "ACME", "acme", "registry.sqlite3", "lock"]))
 def test_any_tenant_has_a_safe_folder(tenant: str) -> None:
     folder = tenant_folder(tenant)
     assert folder == folder.lower()
     assert set(folder) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-~")
     assert 1 <= len(folder) <= 65
+    assert folder not in ("lock", "first-key"), "those are files of the store's own"
 
 
 @given(st.text(), st.text())

@@ -226,7 +226,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def collect_garbage(self) -> None:
-        self.home.write("acme/nobody-needs-this", b"12345")
+        self.home.write(f"acme/{'0' * 64}.upload", b"12345")
         assert self.store.upkeep.sweep(older_than=timedelta(seconds=-60)) == 5
 
     @rule()

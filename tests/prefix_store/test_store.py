@@ -385,6 +385,26 @@ def test_files_of_a_commit_that_may_have_happened_are_left_to_a_sweep(
 
 
 @in_a_directory
+def test_a_file_that_may_be_needed_is_no_litter_though_an_earlier_write_of_it_was_refused(
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: object) -> None:
+        raise StoreUnavailable("the disk is gone for a moment")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(store._blobs, "delete", unavailable)
+        with pytest.raises(PreconditionFailed):
+            publish(store, "poet", seed=1, if_match="*")
+    with monkeypatch.context() as fault:
+        fault.setattr(store._registry, "publish", FailingCommit(lambda *arguments, **keywords: None))
+        with pytest.raises(StoreUnavailable):
+            publish(store, "poet", seed=1)
+    (uncertain,) = home.files()
+    publish(store, "clerk", seed=2)
+    assert home.files() == {uncertain, key_of(store, "clerk")}
+
+
+@in_a_directory
 def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)
     with store._database._engine.connect() as connection:

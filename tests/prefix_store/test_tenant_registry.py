@@ -317,6 +317,25 @@ def test_a_damaged_tenant_opens_nothing(registry: TenantRegistry, database: Data
         authenticate(registry, secret)
 
 
+def test_what_is_damaged_hides_no_other_and_can_be_written_again(registry: TenantRegistry, database: Database) -> None:
+    registry.add_tenant(Tenant(name="zeta"))
+    sound, _ = registry.create_key("acme", {Scope.GENERATE})
+    damaged, secret = registry.create_key("acme", {Scope.GENERATE})
+    with database.writing() as connection:
+        connection.exec_driver_sql("UPDATE tenants SET weight = 200.0 WHERE name = 'zeta'")
+        connection.exec_driver_sql(f"UPDATE api_keys SET created_at = '?' WHERE key_id = '{damaged.key_id}'")
+    assert [tenant.name for tenant in registry.tenants()] == ["acme"]
+    assert registry.keys("acme") == [sound]
+    registry.add_tenant(Tenant(name="zeta", weight=3.0))
+    assert registry.tenant("zeta").weight == 3.0
+    with pytest.raises(TenantExists):
+        registry.add_tenant(Tenant(name="zeta"))
+    assert registry.revoke_key(damaged.key_id).revoked_at is not None
+    assert {key.key_id for key in registry.keys("acme")} == {sound.key_id, damaged.key_id}
+    with pytest.raises(Unauthorized):
+        authenticate(registry, secret)
+
+
 class Outage:
     """A proof that cannot be had."""
 

@@ -13,7 +13,15 @@ import torch
 
 from prefix_store.backup import Copied, restore
 from prefix_store.blobs import DirectoryBlobs
-from prefix_store.errors import CorruptPrefix, CorruptRecord, OutOfSpace, Quarantined, StoreUnavailable, UnknownVersion
+from prefix_store.errors import (
+    CorruptPrefix,
+    CorruptRecord,
+    OutOfSpace,
+    Quarantined,
+    StoreUnavailable,
+    UnknownVersion,
+    UnsuitablePlace,
+)
 from prefix_store.store import PrefixStore
 from prefix_store.tenants import Scope, Tenant
 from tests.prefix_store.homes import DirectoryHome, Home, flip_a_bit, in_a_directory, key_of
@@ -160,26 +168,30 @@ def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(
     store: PrefixStore, home: Home, tmp_path: Path
 ) -> None:
     publish(store)
-    old, new = tmp_path / "default" / "old.upload", tmp_path / "gone" / "new.upload"
-    new.parent.mkdir()
-    for path in (old, new):
+    old, new = tmp_path / "default" / f"{'0' * 64}.upload", tmp_path / "gone" / f"{'1' * 64}.safetensors"
+    foreign = [tmp_path / name for name in ("default/old.upload", "src/model.safetensors", f"src/{'0' * 64}.py")]
+    for path in (old, new, *foreign):
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"12345")
     hours_ago = time.time() - 7200
-    for path in (old, tmp_path / key_of(store)):
+    for path in (old, *foreign, tmp_path / key_of(store)):
         os.utime(path, (hours_ago, hours_ago))
     assert store.upkeep.sweep() == 5
     assert not old.exists()
     assert new.exists()
+    assert all(path.exists() for path in foreign), "they are not the store's"
     assert store.upkeep.sweep(timedelta(seconds=-10)) == 5
     assert store.upkeep.verify() == []
 
 
 def test_a_sweep_leaves_what_is_needed_however_old_and_what_is_new(store: PrefixStore, home: Home) -> None:
     publish(store)
-    home.write("gone/litter.upload", b"12345")
+    foreign = {"gone/model.safetensors", f"gone/{'0' * 64}.json"}
+    for key in (f"gone/{'0' * 64}.upload", *foreign):
+        home.write(key, b"12345")
     assert store.upkeep.sweep() == 0
     assert store.upkeep.sweep(timedelta(seconds=-10)) == 5
-    assert home.files() == {key_of(store)}
+    assert home.files() == {key_of(store), *foreign}
     assert store.upkeep.verify() == []
 
 
@@ -382,6 +394,14 @@ def test_an_outage_is_no_damage(store: PrefixStore, tmp_path: Path, monkeypatch:
     with pytest.raises(StoreUnavailable):
         restore(tmp_path / "backup", tmp_path / "restored")
     assert not (tmp_path / "restored").exists()
+
+
+@in_a_directory
+def test_a_copy_of_a_store_in_use_is_no_backup(store: PrefixStore, tmp_path: Path) -> None:
+    """Its newest commits are in a log that a backup has not got."""
+    publish(store)
+    with pytest.raises(UnsuitablePlace, match="no backup"):
+        restore(tmp_path, tmp_path.parent / "restored")
 
 
 @in_a_directory

@@ -63,22 +63,38 @@ def test_tenants_and_keys_are_made_changed_listed_and_taken_away(place: list[str
     [
         ["tenant", "add", "../up"],
         ["tenant", "add", "x", "--weight", "0"],
+        ["tenant", "add", "x", "--weight", "nan"],
         ["tenant", "add", "x", "--limit", "unknown=1"],
         ["key", "create", "x", "--scope", "everything"],
     ],
 )
 def test_what_means_nothing_is_refused_with_its_reason(tmp_path: Path, arguments: list[str]) -> None:
-    assert "error: " in run(admin, *arguments, "--store", str(tmp_path / "store"), exit_code=1)
+    place = ["--store", str(tmp_path / "store")]
+    run(admin, "tenant", "add", "y", *place)
+    assert "error: " in run(admin, *arguments, *place, exit_code=1)
 
 
-def test_a_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    assert "NAME=NUMBER" in run(admin, "tenant", "add", "x", "--limit", "max_tasks=-1", exit_code=2)
+@pytest.mark.parametrize(
+    ("app", "arguments"),
+    [(store, ["verify"]), (store, ["sweep"]), (store, ["backup", "copy"]), (admin, ["key", "create", "acme"])],
+)
+def test_a_store_that_is_not_there_is_told_and_not_made(tmp_path: Path, app: Any, arguments: list[str]) -> None:
+    """An empty one would be whole, and its backup too."""
+    place = tmp_path / "mistyped"
+    assert "there is no store in" in run(app, *arguments, "--store", str(place), exit_code=1)
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("number", ["-1", "9" * 5000])
+def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    assert "NAME=NUMBER" in run(admin, "tenant", "add", "x", "--limit", f"max_tasks={number}", exit_code=2)
 
 
 def test_a_store_is_backed_up_checked_restored_and_swept(place: list[str], tmp_path: Path) -> None:
     run(admin, "tenant", "add", "acme", *place)
     assert json.loads(run(store, "backup", str(tmp_path / "copy"), *place))["path"] == str(tmp_path / "copy")
-    assert "nothing is yet" in run(store, "backup", str(tmp_path / "copy"), *place, exit_code=1)
+    for wrong in (str(tmp_path / "copy"), str(tmp_path / ("x" * 300))):
+        assert "nothing is yet" in run(store, "backup", wrong, *place, exit_code=1)
     again = str(tmp_path / "again")
     run(store, "restore", str(tmp_path / "copy"), "--store", again)
     assert '"name": "acme"' in run(admin, "tenant", "list", "--store", again)
