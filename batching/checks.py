@@ -17,7 +17,7 @@ from prefix_store.prefix import BackboneShape
 class Capacity:
     """What an engine can serve: its backbone's numbers, its slots, and the tokens of one row.
 
-    One request may have all but `num_reserved_slots` of them.
+    One request may have all but twice `num_reserved_slots` of them: see `FairShare`.
     """
 
     shape: BackboneShape
@@ -43,7 +43,7 @@ def check_request(request: Request | Compile, capacity: Capacity) -> None:
         _check_constrained(request.sampling_params)
     if sequence.num_prompt_tokens == 0:
         raise RequestError("the prompt has no tokens; feed the end-of-text token in its place")
-    num_slots = capacity.max_num_seqs - capacity.num_reserved_slots
+    num_slots = capacity.max_num_seqs - 2 * capacity.num_reserved_slots
     if sequence.num_slots_needed > num_slots:
         what = "num_beams" if len(sequence.prefixes) == 1 else "the number of mixed tasks"
         raise RequestError(f"{what} is {sequence.num_slots_needed}; the server has {num_slots} slots for one request")

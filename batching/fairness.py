@@ -5,6 +5,7 @@ never by task: ten tasks must not be ten shares. Knows tenants, weights and coun
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 PROMPT_TOKEN_COST = 1.0
@@ -30,7 +31,8 @@ class FairShare:
     def __init__(self, num_slots: int, num_reserved_slots: int = 0) -> None:
         """The last `num_reserved_slots` free slots are for a tenant's first slot, and for who stays within its share.
 
-        So a request of more slots than all others would wait for ever: nobody may queue one.
+        While slots gather for one request, others may have as many as are reserved, and it leaves as many: one that
+        wants more than `num_slots - 2 * num_reserved_slots` could wait for ever, so nobody may queue it.
         """
         self._num_slots = num_slots
         self._num_reserved_slots = num_reserved_slots
@@ -70,9 +72,10 @@ class FairShare:
     def choose(self, num_free_slots: int, slots_wanted: dict[str, int]) -> str | None:
         """Which of the waiting tenants is served next; `slots_wanted` is what each one's first request takes.
 
-        It is the one that was served least, of those within their share of the slots where there are such. If its
-        request does not fit yet, beside the reserve where it may not use that, nobody is served: else requests of one
-        slot would keep those of many waiting for ever.
+        It is the one that was served least, of those within their share of the slots where there are such. Where its
+        request does not fit yet, beside the reserve where it may not use that, slots gather for it: else requests of
+        one slot would keep those of many waiting for ever. Only tenants' first slots are given meanwhile, as many at
+        once as are reserved.
         """
         within = [tenant for tenant, num_slots in slots_wanted.items() if self._is_within_share(tenant, num_slots)]
         allowed = [
@@ -82,8 +85,21 @@ class FairShare:
             or self._fits(tenant, slots_wanted[tenant], num_free_slots)
             or self._may_use_reserve(tenant, slots_wanted[tenant])
         ]
-        tenant = min(allowed, key=lambda name: self._accounts[name].served, default=None)
-        return tenant if tenant is not None and self._fits(tenant, slots_wanted[tenant], num_free_slots) else None
+        tenant = self._least(allowed)
+        if tenant is None or self._fits(tenant, slots_wanted[tenant], num_free_slots):
+            return tenant
+        num_small = sum(account.num_slots == 1 for account in self._accounts.values())
+        if num_free_slots == 0 or num_small >= self._num_reserved_slots:
+            return None
+        return self._least(name for name, num_slots in slots_wanted.items() if self._is_first(name, num_slots))
+
+    def _least(self, tenants: Iterable[str]) -> str | None:
+        """Who was served least."""
+        return min(tenants, key=lambda name: self._accounts[name].served, default=None)
+
+    def _is_first(self, tenant: str, num_slots: int) -> bool:
+        """Whether it wants one slot and has none."""
+        return self._accounts[tenant].num_slots == 0 and num_slots == 1
 
     def _fits(self, tenant: str, num_slots: int, num_free_slots: int) -> bool:
         num_kept = 0 if self._may_use_reserve(tenant, num_slots) else self._num_reserved_slots
@@ -103,8 +119,7 @@ class FairShare:
         """
         account = self._accounts[tenant]
         share = self._share(account, weight_of_newcomers=1.0)
-        is_first = account.num_slots == 0 and num_slots == 1
-        return is_first or account.num_slots + num_slots <= math.floor(share)
+        return self._is_first(tenant, num_slots) or account.num_slots + num_slots <= math.floor(share)
 
     def _share(self, account: Account, weight_of_newcomers: float = 0.0) -> float:
         total = sum(other.weight for other in self._accounts.values()) + weight_of_newcomers

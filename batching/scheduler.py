@@ -3,6 +3,7 @@
 Knows slots, token counts and finish rules. Knows nothing of tensors, text or HTTP.
 """
 
+import math
 from collections import deque
 from typing import Protocol
 
@@ -100,10 +101,10 @@ class Scheduler:
             del self._waiting[tenant]
 
     def schedule(self) -> list[RowStep]:
-        """The rows of the next step: those that decode, by slot; then pieces of prompts, oldest first."""
+        """The rows of the next step: those that decode, by slot; then pieces of prompts."""
         decoding, reading = [], []
         for sequence in self.running:
-            if sequence.num_pending_tokens(sequence.rows[0]) == 1:
+            if _num_pending(sequence) == 1:
                 decoding += [RowStep(sequence, row, 1) for row in sequence.rows]
             else:
                 reading.append(sequence)
@@ -115,16 +116,41 @@ class Scheduler:
         return max(self._min_prefill_tokens, num_decoding)
 
     def _bounded(self, reading: list[Sequence], num_decoding: int) -> list[RowStep]:
-        """The same piece of its prompt for each row of a sequence; the oldest gets on, if only by a token."""
+        """What the step's budget reads of the prompts: shared between tenants by weight, first come first served within
+        one. Who has least to read comes first, and what it leaves of its share is the others'. The oldest gets on, if
+        only by a token.
+        """
         budget: float = self.max_prompt_tokens_beside(num_decoding) if num_decoding else self._max_prefill_tokens
-        pieces: list[RowStep] = []
+        by_tenant: dict[str, list[Sequence]] = {}
         for sequence in reading:
-            num_rows = len(sequence.rows)
-            cost = num_rows * (1 + sequence.rows[0].num_cached / DOUBLING_POSITIONS)  # of one token of each row
-            affordable = max(int(budget / cost), 0 if pieces else 1)
-            num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), affordable)
-            if num_tokens == 0:
-                break
-            pieces += [RowStep(sequence, row, num_tokens) for row in sequence.rows]
-            budget -= num_tokens * cost
+            by_tenant.setdefault(sequence.request.tenant, []).append(sequence)
+        queues = sorted(by_tenant.values(), key=lambda queue: sum(map(_cost_of_rest, queue)) / queue[0].request.weight)
+        weight_left = sum(queue[0].request.weight for queue in queues)
+        pieces: list[RowStep] = []
+        for queue in queues:
+            share = budget * queue[0].request.weight / weight_left
+            weight_left -= queue[0].request.weight
+            for sequence in queue:
+                cost = _cost_of_token(sequence)
+                affordable = min(math.ceil(share / cost), int(budget / cost))
+                least = 1 if sequence is reading[0] else 0
+                num_tokens = min(_num_pending(sequence), max(affordable, least))
+                if num_tokens == 0:
+                    break
+                pieces += [RowStep(sequence, row, num_tokens) for row in sequence.rows]
+                share -= num_tokens * cost
+                budget -= num_tokens * cost
         return pieces
+
+
+def _num_pending(sequence: Sequence) -> int:
+    return sequence.num_pending_tokens(sequence.rows[0])
+
+
+def _cost_of_token(sequence: Sequence) -> float:
+    """Of one more token of each of its rows, which read the same prompt."""
+    return len(sequence.rows) * (1 + sequence.rows[0].num_cached / DOUBLING_POSITIONS)
+
+
+def _cost_of_rest(sequence: Sequence) -> float:
+    return _num_pending(sequence) * _cost_of_token(sequence)

@@ -118,10 +118,10 @@ def test_a_request_beyond_its_tenants_share_leaves_the_reserve():
 
 def test_a_request_for_the_reserve_too_is_refused_before_it_waits_for_ever():
     engine = Engine(Backbone.from_model(MODEL), 16, has_reserve=True)
-    wide = ask((1, 2), num_beams=14, max_new_tokens=2)
+    wide = ask((1, 2), num_beams=12, max_new_tokens=2)
     engine.check(wide)
-    with pytest.raises(RequestError, match="num_beams is 15; the server has 14 slots for one request"):
-        engine.check(ask((1, 2), num_beams=15, max_new_tokens=2))
+    with pytest.raises(RequestError, match="num_beams is 13; the server has 12 slots for one request"):
+        engine.check(ask((1, 2), num_beams=13, max_new_tokens=2))
     engine.add_request(wide)
     while engine.has_work:
         engine.step()
@@ -135,6 +135,99 @@ def test_a_request_of_many_slots_is_not_overtaken_for_ever():
     fair_share.enter("rows", 1.0)
     assert fair_share.choose(3, {"beams": 5, "rows": 1}) is None, "slots gather for who was served least"
     assert fair_share.choose(5, {"beams": 5, "rows": 1}) == "beams"
+
+
+def test_while_slots_gather_for_one_request_tenants_get_their_first_one_and_no_more_than_are_reserved():
+    fair_share = FairShare(num_slots=16, num_reserved_slots=2)
+    for _ in range(8):
+        fair_share.enter("busy", 1.0)
+    fair_share.admit("busy", 8, 100)
+    fair_share.enter("beams", 1.0)
+    wanted = {"beams": 12, "busy": 1}
+    for name in ("one", "two", "three"):
+        fair_share.enter(name, 1.0)
+        wanted[name] = 1
+    for num_free, name in ((8, "one"), (7, "two")):
+        assert fair_share.choose(num_free, wanted) == name
+        fair_share.admit(name, 1, 1)
+        fair_share.enter(name, 1.0)  # what it asks for besides is not its first
+    assert fair_share.choose(6, wanted) is None, "neither a third, nor a second one of the first's"
+    fair_share.give_back("busy", 8)
+    assert fair_share.choose(14, wanted) == "beams", "it comes about though they never end all at once"
+
+
+@pytest.mark.parametrize("num_slots", [8, 16, 32])
+def test_neither_a_wide_request_nor_who_comes_beside_it_waits_for_the_other(num_slots):
+    """C always has rows waiting, A a search of all slots that it may have, B a short request now and then."""
+    chance = random.Random(0)
+    reserve = num_slots // 8
+    fair_share = FairShare(num_slots, reserve)
+    width = num_slots - 2 * reserve
+    rows: list[tuple[str, int, int]] = []  # tenant, slots, the step in which it ends
+    waiting = {"a": 1, "b": 0, "c": 2 * num_slots}
+    for tenant, number in waiting.items():
+        for _ in range(number):
+            fair_share.enter(tenant, 1.0)
+    num_slots_of, num_steps_of = {"a": width, "b": 1, "c": 1}, {"a": 32, "b": 16}
+    since, waits = {"a": 0, "b": 0}, {"a": [], "b": []}
+    for step in range(20_000):
+        for ended in [row for row in rows if row[2] == step]:
+            rows.remove(ended)
+            fair_share.give_back(ended[0], ended[1])
+            if ended[0] == "a":
+                fair_share.enter("a", 1.0)
+                waiting["a"], since["a"] = 1, step
+        if step % 97 == 0 and not waiting["b"] and not any(row[0] == "b" for row in rows):
+            fair_share.enter("b", 1.0)
+            waiting["b"], since["b"] = 1, step
+        while True:
+            wanted = {tenant: num_slots_of[tenant] for tenant, number in waiting.items() if number}
+            tenant = fair_share.choose(num_slots - sum(row[1] for row in rows), wanted)
+            if tenant is None:
+                break
+            fair_share.admit(tenant, num_slots_of[tenant], 32)
+            num_steps = num_steps_of.get(tenant) or chance.randint(200, 600)
+            rows.append((tenant, num_slots_of[tenant], step + num_steps))
+            if tenant == "c":
+                fair_share.enter("c", 1.0)
+            else:
+                waiting[tenant] = 0
+                waits[tenant].append(step - since[tenant])
+        for tenant, number, _ in rows:
+            fair_share.charge_output(tenant, number)
+    assert sum(waits["b"]) / len(waits["b"]) <= 4, "mostly its first slot is there"
+    assert max(waits["b"]) <= 32, "a search at most"
+    assert len(waits["a"]) > 5
+    assert max(waits["a"]) <= 4 * 600
+
+
+def test_prompts_that_are_long_do_not_keep_another_tenants_short_one_waiting():
+    engine = Engine(Backbone.from_model(MODEL), 8, has_reserve=True)
+    long = [5] * (engine.max_model_len - 8)
+    engine.add_request(replace(ask((1,), max_new_tokens=40, min_new_tokens=40), tenant="decoding"))
+    engine.step()
+    for _ in range(20):
+        engine.add_request(replace(ask(long, max_new_tokens=6, min_new_tokens=6), tenant="flood"))
+    engine.step()
+    quiet = replace(ask((3, 4, 5), max_new_tokens=2, min_new_tokens=2), tenant="quiet")
+    engine.add_request(quiet)
+    num_steps = 1
+    while quiet.request_id not in {output.request_id for output in engine.step() if output.new_token_ids}:
+        num_steps += 1
+    assert num_steps <= 3, "from its slot to its first token"
+    while engine.has_work:
+        engine.step()
+
+
+def test_a_steps_prompt_tokens_are_shared_by_weight_and_what_one_leaves_is_the_others():
+    engine = make_engine(MODEL, 4)
+    for tenant, weight, num_tokens in (("a", 1.0, 40), ("b", 2.0, 40), ("c", 1.0, 4)):
+        engine.add_request(replace(ask(range(num_tokens), max_new_tokens=2), tenant=tenant, weight=weight))
+    scheduler = engine._scheduler
+    scheduler.admit()
+    read = {step.sequence.request.tenant: step.num_new_tokens for step in scheduler._bounded(scheduler.running, 1)}
+    assert scheduler.max_prompt_tokens_beside(1) == 18
+    assert read == {"a": 4, "b": 10, "c": 4}
 
 
 def test_a_flood_of_one_tenant_does_not_keep_another_waiting():

@@ -222,9 +222,15 @@ BATCH = [
           "for tenant in slots_wanted",
           f"{FAIRNESS}::test_while_others_wait_below_their_share_nobody_gets_slots_beyond_its_own"),
     Guard("prompts in pieces", "batching/scheduler.py",
-          "num_tokens = min(sequence.num_pending_tokens(sequence.rows[0]), affordable)",
-          "num_tokens = sequence.num_pending_tokens(sequence.rows[0])",
+          "num_tokens = min(_num_pending(sequence), max(affordable, least))", "num_tokens = _num_pending(sequence)",
           f"{ENGINE}::test_a_long_prompt_does_not_hold_up_rows_that_decode"),
+    Guard("shares of what is read", "batching/scheduler.py",
+          "affordable = min(math.ceil(share / cost), int(budget / cost))", "affordable = int(budget / cost)",
+          f"{FAIRNESS}::test_a_steps_prompt_tokens_are_shared_by_weight_and_what_one_leaves_is_the_others"),
+    Guard("first slots beside a wide request", "batching/fairness.py",
+          "if num_free_slots == 0 or num_small >= self._num_reserved_slots:", "if num_free_slots == 0:",
+          f"{FAIRNESS}::"
+          "test_while_slots_gather_for_one_request_tenants_get_their_first_one_and_no_more_than_are_reserved"),
 ]  # fmt: skip
 
 SERVER = [
@@ -332,7 +338,8 @@ SERVER = [
           "with self._room.taken(self._tenant, len(self.body)):", "if True:",
           "server/test_limits.py::test_a_file_that_is_read_back_slowly_takes_of_the_room_until_it_is_read"),
     Guard("a single request and the reserve", "batching/fairness.py",
-          "is_first = account.num_slots == 0 and num_slots == 1", "is_first = account.num_slots == 0",
+          "return self._accounts[tenant].num_slots == 0 and num_slots == 1",
+          "return self._accounts[tenant].num_slots == 0",
           "batching/test_fairness.py::test_a_request_beyond_its_tenants_share_leaves_the_reserve"),
     Guard("beams' price", "server/reading.py",
           "num_generated_tokens * generation.parameters.num_slots", "num_generated_tokens",

@@ -1,6 +1,6 @@
 """Tenants of one busy server: what each is served, and how long a quiet one waits beside a flood.
 
-`pytest -m torture tests/torture/test_fairness.py`; eight minutes, most of them waiting for one request a second.
+`pytest -m torture tests/torture/test_fairness.py`; twelve minutes, most of them waiting for one request a second.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ NUM_FLOODED_SLOTS = NUM_SLOTS - NUM_SLOTS // 8
 NUM_FLOODING = NUM_SLOTS + 2 * NUM_SLOTS
 # Of different lengths, so that rows do not end all at once; the mean is 64.
 FLOODING_NEW_TOKENS = (48, 72, 56, 80, 64)
+NUM_LONG_PROMPT_TOKENS = 384
 ROUND_SECONDS, NUM_ROUNDS = 50, 2
 
 
@@ -122,3 +123,26 @@ def test_a_quiet_tenant_does_not_wait_behind_a_flood(tmp_path: Path, report: dic
     report["victim_ttft_p99_ms"] = round(percentile(with_full_queue, 99) * 1000, 1)
     report["victim_ttft_vs_alone"] = round(ratio, 3)
     assert ratio <= 2
+
+
+def test_a_quiet_tenant_does_not_wait_until_a_floods_long_prompts_are_read(
+    tmp_path: Path, report: dict[str, float]
+) -> None:
+    keys = admit(tmp_path, Tenant(name="flooding"), Tenant(name="quiet"))
+    with launcher(tmp_path) as launch:
+        server = launch("--max-num-seqs", str(NUM_SLOTS))
+        for key in keys.values():
+            upload(server, key, ["task"])
+        quiet = generate("task", num_new_tokens=16, key=keys["quiet"], stream=True)
+        waits: dict[int, list[float]] = {32: [], NUM_LONG_PROMPT_TOKENS: []}
+        for _ in range(NUM_ROUNDS):
+            for num_tokens, found in waits.items():
+                flood = [
+                    generate("task", num_prompt_tokens=num_tokens, num_new_tokens=num, key=keys["flooding"])
+                    for num in FLOODING_NEW_TOKENS
+                ]
+                found += asyncio.run(first_tokens(server, quiet, flood, NUM_FLOODING))
+    short, long = (percentile(found, 99) for found in waits.values())
+    report["victim_ttft_p99_beside_long_prompts_ms"] = round(long * 1000, 1)
+    report["victim_ttft_long_vs_short_prompts"] = round(long / short, 3)
+    assert long / short <= 4
