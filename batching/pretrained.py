@@ -37,7 +37,9 @@ def read_checkpoint(model: str | Path, device: str = "auto", dtype: str = "auto"
         raise BackboneError(
             f"{str(model)!r} has weights of h.{unread[0]}, but its config.json says n_layer {config.n_layer}"
         )
-    return Checkpoint.of(loaded, Path(model).name, float_dtype_of(dtype, resolve_device(device)))
+    return Checkpoint.of(
+        loaded, Path(model).name or Path(model).resolve().name, float_dtype_of(dtype, resolve_device(device))
+    )
 
 
 def load_backbone(

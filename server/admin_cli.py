@@ -32,14 +32,33 @@ store = typer.Typer(no_args_is_help=True, help="Check, back up, restore and clea
 admin.add_typer(tenant, name="tenant")
 admin.add_typer(key, name="key")
 
+
+def one_place(context: typer.Context, option: typer.CallbackParam, value: str | None) -> str | None:
+    """Of a store and a server the one that is typed, whatever the shell has of the other."""
+    typed = {name for name in ("store", "url") if is_typed(context, name)}
+    if len(typed) == 2:
+        raise typer.BadParameter("name a store or a server, not both")
+    return None if option.name == "url" and typed == {"store"} else value
+
+
+def is_typed(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)  # of what was typed it is known first
+    return source is not None and source.name == "COMMANDLINE"
+
+
 StorePlace = Annotated[
     str,
-    typer.Option("--store", envvar="POLYPREFIX_STORE", help="A directory that no server runs on, or a bucket's URL."),
+    typer.Option(
+        "--store",
+        envvar="POLYPREFIX_STORE",
+        callback=one_place,
+        help="A directory that no server runs on, or a bucket's URL.",
+    ),
 ]
 Registry = Annotated[
     str | None, typer.Option(envvar="POLYPREFIX_REGISTRY", help="The database's URL, where the store is a bucket.")
 ]
-Url = Annotated[str | None, typer.Option(envvar="POLYPREFIX_URL", help="Ask this server instead.")]
+Url = Annotated[str | None, typer.Option(envvar="POLYPREFIX_URL", callback=one_place, help="Ask this server instead.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="An operator's key, for --url.")]
 Name = Annotated[str, typer.Argument(metavar="TENANT")]
 Weight = Annotated[float | None, typer.Option(help="Its share of a busy engine, relative to others'; default: 1")]
@@ -210,7 +229,7 @@ def ask(where: Where, method: str, path: str, **options: Any) -> Any:
         fail(str(error))
     except httpx.HTTPError as error:
         fail(f"no answer from {where.url}: {error or type(error).__name__}")
-    except ValueError as error:  # a weight that is no number, a key that no header can hold
+    except (ValueError, httpx.InvalidURL) as error:  # a weight that is no number, a key that no header can hold
         fail(f"that cannot be asked: {error}")
 
 

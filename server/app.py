@@ -43,7 +43,7 @@ from server.metrics import Metrics
 from server.middleware import RequestMiddleware
 from server.openapi import document
 from server.routes import admin, generate, live, openai, operations, page, score, tasks
-from server.services import Services
+from server.services import Loads, Services
 from server.settings import Settings
 from server.text import Tokenizer
 
@@ -128,6 +128,7 @@ def create_app(
             stack.push_async_callback(asyncio.to_thread, loaded.engine.end)
             check_exposure(settings, loaded.has_keys)
             services = app.state.services = _connect(settings, loaded, log or make_logger())
+            stack.callback(services.loads.close)
             audit = AuditLog.of(settings.store, services.log)
             app.state.administration = Administration(loaded.store, audit)
             app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
@@ -196,6 +197,7 @@ def _connect(settings: Settings, loaded: Loaded, log: FilteringBoundLogger) -> S
         backbone=loaded.backbone,
         engine=engine,
         store=loaded.store,
+        loads=Loads(loaded.store, max_wait=settings.queue_timeout),
         tokenizer=Tokenizer(loaded.backbone.tokenizer),
         grammars=Grammars(loaded.backbone.tokenizer, loaded.backbone.eos_token_id, max_wait=settings.queue_timeout),
         metrics=metrics,

@@ -3,7 +3,6 @@
 Knows names, versions and their settings. Knows nothing of prompts or rows.
 """
 
-import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -121,4 +120,4 @@ async def _find_served(services: Services, caller: Caller, names: Sequence[str |
         return None
     draw = random.random()  # once: were it drawn anew to load it, a version in memory would get more than its share
     cached = services.store.cached(caller.tenant, task_id, draw)
-    return cached or await asyncio.to_thread(services.store.get, caller.tenant, task_id, draw)
+    return cached or await services.loads.get(caller.tenant, task_id, draw)

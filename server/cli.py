@@ -76,8 +76,15 @@ def serve(
                 # The engine is dead: a thread, or the device itself, may never let an orderly exit end.
                 os._exit(exit_code)
     except (ServerStartError, ValidationError, OSError) as error:
-        typer.echo(f"polyprefix serve: {error}", err=True)
+        typer.echo(f"polyprefix serve: {told(error)}", err=True)
         sys.exit(1)
+
+
+def told(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in problems)
 
 
 async def run(settings: Settings, load: Callable[[Settings], Loaded] = load) -> int:
@@ -110,6 +117,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_level="error",  # what clients send wrong is no news
         server_header=False,
+        timeout_keep_alive=settings.idle_timeout,  # type: ignore[arg-type]  # asyncio takes any number of seconds
         timeout_graceful_shutdown=int(settings.drain_timeout) + ENDING_GRACE,
     )
 

@@ -27,12 +27,18 @@ SEED_BITS = 53  # so that a reader that holds numbers in doubles gets the seed e
 
 
 ANY_OBJECT = {"type": "object"}
-SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
+SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
+BEAMS = {"num_beams", "length_penalty", "early_stopping"}
 
 
 def with_defaults(own: GenerateParameters, defaults: Mapping[str, object]) -> GenerateParameters:
-    """Fill in a task's defaults where the request says nothing; `do_sample: false` refuses all of sampling's."""
-    refused = SAMPLING if own.do_sample is False else ()
+    """Fill in a task's defaults where the request says nothing, but for those that go against how it is to be searched:
+    it says greedy, by `do_sample: false` or temperature 0, or beams, or that it samples."""
+    refused: set[str] = set()
+    if own.do_sample is False or own.temperature == 0 or own.num_slots > 1:
+        refused = SAMPLING | {"best_of"}
+    elif is_sampling(own) or own.num_samples > 1:
+        refused = BEAMS | ({"temperature"} if defaults.get("temperature") == 0 else set())
     unset = {name: value for name, value in defaults.items() if getattr(own, name) is None and name not in refused}
     return own.model_copy(update=unset)
 
@@ -119,9 +125,9 @@ def _schema_of(given: JsonGrammar | JsonSchemaGrammar | JsonObjectFormat | JsonS
     if isinstance(given, JsonGrammar):
         return json.loads(given.value) if isinstance(given.value, str) else given.value
     if isinstance(given, JsonObjectFormat):
-        return given.json_schema or ANY_OBJECT
+        return ANY_OBJECT if given.json_schema is None else given.json_schema
     named = given.value if isinstance(given, JsonSchemaGrammar) else given.json_schema
-    return named.json_schema or ANY_OBJECT
+    return ANY_OBJECT if named.json_schema is None else named.json_schema
 
 
 def _refuse(refused: Mapping[str, bool]) -> None:

@@ -187,8 +187,11 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._may_refuse_by_head = False
             if self._refuse_by_head(cycle.scope, partial(self._answer_at_once, cycle)):
                 return
-        is_old = cycle.scope["http_version"] == "1.0"
-        super()._start_asgi_task(cycle, partial(_unchunked, app, cycle) if is_old else app)
+        if cycle.scope["http_version"] == "1.0":
+            app = partial(_unchunked, app, cycle)
+        elif cycle.waiting_for_100_continue:
+            app = partial(_closed_unless_told_to_send, app, cycle)
+        super()._start_asgi_task(cycle, app)
 
     def _answer_at_once(self, cycle: RequestResponseCycle, response: Response) -> None:
         """In one write, while the request's head is being parsed; its body, if one comes, is read for nothing."""
@@ -349,6 +352,20 @@ class DeadlineProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_reader()
+
+
+async def _closed_unless_told_to_send(
+    app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Who asked whether to send its body, and is answered instead, may send none or all the same: what came next would
+    be taken for it."""
+
+    async def send_and_close(message: Message) -> None:
+        if message["type"] == "http.response.start" and cycle.waiting_for_100_continue:
+            message = {**message, "headers": [*message["headers"], CLOSE]}
+        await send(message)
+
+    await app(scope, receive, send_and_close)
 
 
 async def _unchunked(app: ASGIApp, cycle: RequestResponseCycle, scope: Scope, receive: Receive, send: Send) -> None:

@@ -109,7 +109,8 @@ class Row:
         token_id, reason = self._token_ids[i], self.finish_reason if i == len(self._token_ids) - 1 else None
         is_end_of_text = reason == END_OF_TEXT
         text = self._added_text(token_id, is_end_of_text, reason is not None)
-        special = is_end_of_text or self._tokenizer.is_special(token_id)
+        # The text of the end-of-text token is what was held back: who leaves special tokens out must not lose it.
+        special = not text if is_end_of_text else self._tokenizer.is_special(token_id)
         if not self._logprobs:
             return Token(token_id, text, None, special)
         logprob = self._logprobs[i]

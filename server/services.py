@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -9,11 +10,12 @@ from fastapi import Request
 from structlog.typing import FilteringBoundLogger
 
 from prefix_store.store import PrefixStore
+from prefix_store.tasks import Served
 from prefix_store.tenants import Principal
 from server.account_metrics import AccountMetrics
 from server.async_engine import AsyncEngine
 from server.engine_messages import BackboneFacts
-from server.errors import Unavailable
+from server.errors import DeadlinePassed, Unavailable
 from server.failure_watch import FailureWatch
 from server.file_room import FileRoom
 from server.grammars import Grammars
@@ -28,6 +30,31 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 PING_SECONDS = 1.0  # a probe gives up after two
+
+
+MAX_LOADS = 32  # threads that read prefixes
+
+
+class Loads:
+    """Reads the prefixes of tasks that are not in memory, in threads of its own: where the store is slow, these wait
+    and nothing else does."""
+
+    def __init__(self, store: PrefixStore, max_wait: float) -> None:
+        self._store = store
+        self._max_wait = max_wait
+        self._threads = ThreadPoolExecutor(MAX_LOADS, "load")
+
+    async def get(self, tenant: str, task_id: str, draw: float) -> Served:
+        """Raises as `PrefixStore.get` does, and `DeadlinePassed`; what is being read then is there for the next."""
+        loading = asyncio.get_running_loop().run_in_executor(self._threads, self._store.get, tenant, task_id, draw)
+        try:
+            return await asyncio.wait_for(loading, self._max_wait)
+        except TimeoutError:
+            raise DeadlinePassed(f"the task was not read from the store within {self._max_wait:g} s") from None
+
+    def close(self) -> None:
+        """Wait for none of them."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class OnePing:
@@ -49,6 +76,7 @@ class Services:
     backbone: BackboneFacts
     engine: AsyncEngine
     store: PrefixStore
+    loads: Loads
     tokenizer: Tokenizer
     grammars: Grammars
     metrics: Metrics

@@ -4,7 +4,7 @@ The only place that reads the environment. Knows nothing of what the settings ar
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,13 +12,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from prefix_store.home import place_of
 
 Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Times are in seconds, sizes in bytes. An argument wins over the environment, the environment over the default."""
+    """Times are in seconds, sizes in bytes. An argument wins over the environment, the environment over the default; an
+    empty variable is none."""
 
-    model_config = SettingsConfigDict(env_prefix="POLYPREFIX_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="POLYPREFIX_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str | None = None
     """A directory or a hub id; None is the model that ships with the package."""
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
     allowed_hosts: str = ""
     """The names, separated by commas, by which the server may be asked; empty is any."""
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     deterministic: bool = False
     """Answer a request with the same bits whatever runs beside it, at the price of products of one fixed shape."""
     max_num_seqs: Positive | None = None
@@ -64,6 +65,9 @@ class Settings(BaseSettings):
     engine_stall_timeout: Seconds = 30.0
     reader_stall_timeout: Seconds = 30.0
     keep_alive_interval: Seconds = 15.0
+    idle_timeout: Seconds = 75.0
+    """For how long a connection without a request is kept. A balancer that keeps its own for longer (most do for 60)
+    may send a request on one that is being closed."""
     drain_notice: Annotated[float, Field(ge=0)] = 1.0
     drain_timeout: Annotated[float, Field(ge=0)] = 30.0
 

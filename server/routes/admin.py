@@ -32,7 +32,7 @@ from server.admin_schemas import (
 )
 from server.administration import Administration, administration_of, note
 from server.errors import InvalidValue
-from server.http import no_key_twice, read_json
+from server.http import no_key_twice, read_json, written
 from server.openapi import errors, json_body
 
 router = APIRouter(
@@ -111,8 +111,8 @@ async def revoke_key(request: Request, key_id: str) -> Response:
 @router.get("/usage", responses={200: {"model": UsageAnswer}, **READING})
 async def usage(request: Request, tenant: TenantName) -> Response:
     """By task and day, as far as it is written down, which it is every few seconds."""
-    found = await asyncio.to_thread(administration_of(request).store.usage.by_day, tenant)
-    return _json(daily_usage(found))
+    ledger = administration_of(request).store.usage
+    return await written(lambda: _json(daily_usage(ledger.by_day(tenant))), is_long=True)
 
 
 @router.post("/verify", responses={200: {"model": VerifyAnswer}, **READING, **errors(507)})

@@ -8,7 +8,7 @@ from server.access import Needs
 from server.answer_schemas import ScoreAnswer
 from server.answers import final_headers, names_of
 from server.caller import caller_of
-from server.http import read_json, unless_disconnected
+from server.http import read_json, unless_disconnected, written
 from server.openapi import errors, json_body
 from server.running import run, samples_of
 from server.schemas import ScoreBody
@@ -28,11 +28,15 @@ async def score(request: Request) -> Response:
     scoring = await unless_disconnected(request, prepare_scoring(services, caller, body))
     samples = samples_of(services, scoring.generations)
     await unless_disconnected(request, run(services, samples))
-    answer = ScoreAnswer(
-        **names_of(scoring.generations[0].asked),
-        scores=[
-            score_of(sample, num_tokens, services.tokenizer, bool(body.details))
-            for sample, num_tokens in zip(samples, scoring.num_tokens, strict=True)
-        ],
-    )
-    return JSONResponse(answer.model_dump(exclude_unset=True), headers=final_headers(samples))
+
+    def write() -> Response:
+        answer = ScoreAnswer(
+            **names_of(scoring.generations[0].asked),
+            scores=[
+                score_of(sample, num_tokens, services.tokenizer, bool(body.details))
+                for sample, num_tokens in zip(samples, scoring.num_tokens, strict=True)
+            ],
+        )
+        return JSONResponse(answer.model_dump(exclude_unset=True), headers=final_headers(samples))
+
+    return await written(write, is_long=bool(body.details))

@@ -13,7 +13,7 @@ from batching.types import Request as EngineRequest
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
 from prefix_store.tenants import Scope
-from prefix_store.usage import Usage
+from prefix_store.usage import Usage, UsageLedger
 from server.access import Needs, principal_of
 from server.administration import note
 from server.admission import counted
@@ -37,6 +37,7 @@ from server.http import (
     read_json,
     unless_disconnected,
     validate,
+    written,
 )
 from server.openapi import errors, json_body, reference, request_body
 from server.parameters import check_combination, sampling_params, with_defaults
@@ -88,9 +89,14 @@ async def upload(request: Request, task_id: str, serve: bool = True) -> Response
 async def list_tasks(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
 ) -> Response:
-    tasks = await asyncio.to_thread(services_of(request).store.tasks, principal_of(request).tenant, limit + 1, after)
-    page = await _with_usage(request, tasks[:limit])
-    return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
+    store, tenant = services_of(request).store, principal_of(request).tenant
+
+    def write() -> Response:
+        tasks = store.tasks(tenant, limit + 1, after)
+        page = _with_usage(store.usage, tenant, tasks[:limit])
+        return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
+
+    return await written(write, is_long=True)
 
 
 @router.get(
@@ -236,9 +242,8 @@ def _uploaded(task_id: str, published: Published) -> Response:
     return _json(answer, 201 if published.created_task else 200, etag=version.sha256)
 
 
-async def _with_usage(request: Request, tasks: list[Task]) -> list[TaskAnswer]:
-    ledger, tenant = services_of(request).store.usage, principal_of(request).tenant
-    used = await asyncio.to_thread(ledger.by_task, tenant, [task.task_id for task in tasks])
+def _with_usage(ledger: UsageLedger, tenant: str, tasks: list[Task]) -> list[TaskAnswer]:
+    used = ledger.by_task(tenant, [task.task_id for task in tasks])
     return [_task(task, used.get(task.task_id, Usage())) for task in tasks]
 
 
@@ -262,8 +267,13 @@ def _task(task: Task, used: Usage) -> TaskAnswer:
 
 
 async def _task_response(request: Request, task: Task) -> Response:
-    (answer,) = await _with_usage(request, [task])
-    return _json(answer, etag=task.served.sha256)
+    ledger, tenant = services_of(request).store.usage, principal_of(request).tenant
+
+    def write() -> Response:
+        (answer,) = _with_usage(ledger, tenant, [task])
+        return _json(answer, etag=task.served.sha256)
+
+    return await written(write, is_long=True)
 
 
 def _json(answer: BaseModel, status: int = 200, etag: str | None = None) -> Response:

@@ -139,6 +139,22 @@ def test_a_file_that_is_missing_is_told_by_a_backup_and_one_that_is_damaged_by_a
     assert json.loads(run(store, "verify", "--store", again, exit_code=1))["where"] == "default/poet/1"
 
 
+def test_a_store_that_is_typed_is_asked_though_the_shell_names_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ["--store", str(tmp_path / "store")]
+    monkeypatch.setenv("POLYPREFIX_URL", "http://127.0.0.1:1")
+    run(admin, "tenant", "add", "acme", *place)
+    assert '"name": "acme"' in run(admin, "tenant", "list", *place)
+    assert "no answer from http://127.0.0.1:1" in run(admin, "tenant", "list", exit_code=1)
+    assert "not both" in run(admin, "tenant", "list", *place, "--url", "http://127.0.0.1:1", exit_code=2)
+
+
+@pytest.mark.parametrize("where", [["--url", "http://[::1"], ["--url", "http://127.0.0.1:1", "--api-key", "pp_…"]])
+def test_what_no_request_can_hold_is_told_in_a_line(where: list[str]) -> None:
+    assert "that cannot be asked" in run(admin, "tenant", "list", *where, exit_code=1)
+
+
 def test_a_store_that_a_server_has_open_is_left_alone(start_guarded: Callable[..., Guarded], tmp_path: Path) -> None:
     start_guarded(Tenant(name="acme"))
     said = run(admin, "tenant", "list", "--store", str(tmp_path / "store"), exit_code=1)

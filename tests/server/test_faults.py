@@ -8,11 +8,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from tokenizers import Tokenizer
 
+from prefix_store.store import PrefixStore
+from prefix_store.tasks import Served
 from server.cli import run
 from server.errors import Unavailable
 from server.settings import Settings
@@ -127,6 +130,36 @@ def test_a_request_that_takes_too_long_is_504_or_ends_its_stream(start: Start) -
     assert [event.get("error_type") for event in events] == [None] * (len(events) - 1) + ["deadline"]
     assert server.generate("ab", status=504)["error_type"] == "deadline"
     assert_all_is_free(server, gate)
+
+
+def test_a_store_that_is_slow_holds_up_who_needs_it_and_nobody_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More at once than the pool has threads that all else uses."""
+    server = start(queue_timeout=2)
+    server.upload("cold")
+    num_asking, is_back = 12, threading.Event()
+    monkeypatch.setattr(PrefixStore, "cached", lambda *_: None)
+    read = PrefixStore.get
+
+    def slow(*arguments: Any) -> Served:
+        is_back.wait(20)
+        return read(*arguments)
+
+    monkeypatch.setattr(PrefixStore, "get", slow)
+    with ThreadPoolExecutor(num_asking) as pool:
+        asking = [
+            pool.submit(server.http.post, "/generate", json={"inputs": "x", "task_id": "cold"})
+            for _ in range(num_asking)
+        ]
+        asked_at = time.monotonic()
+        assert server.http.get("/info").status_code == 200
+        assert server.generate("x", details=True)["generated_text"] == "x"
+        assert time.monotonic() - asked_at < 2
+        answers = [each.result() for each in asking]
+        is_back.set()
+    assert {(answer.status_code, answer.json()["error_type"]) for answer in answers} == {(504, "deadline")}
+    assert server.generate("ab", task_id="cold")["task_id"] == "cold", "it is read for the next"
 
 
 def test_a_stream_that_waits_gets_keep_alive_comments(start: Start) -> None:

@@ -41,6 +41,14 @@ def test_details_tell_tokens_counts_and_the_steps_that_held_the_row(server: Runn
     assert details["top_tokens"] is None
 
 
+@pytest.mark.parametrize("text", ["Hello Us", "an User"])
+def test_who_leaves_special_tokens_out_has_the_whole_text(server: Running, text: str) -> None:
+    """What was held back, as it might begin a stop string, comes with the token that ends the text."""
+    answer = server.generate(text, stop=["User:"], details=True)
+    assert answer["generated_text"] == text
+    assert "".join(token["text"] for token in answer["details"]["tokens"] if not token["special"]) == text
+
+
 def test_headers_tell_counts_and_times(server: Running) -> None:
     server.upload("poet")
     answer = server.http.post("/generate", json={"task_id": "poet", "inputs": "ab"}, headers={"x-request-id": "mine-1"})

@@ -277,6 +277,16 @@ def test_a_client_that_waits_with_a_body_that_nobody_wants_is_told_so(server: Ru
         assert read_until(connection, b"}").startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.parametrize("path", ["/nowhere", "/tasks"])
+def test_what_follows_a_body_that_was_never_sent_is_not_taken_for_it(server: Running, path: str) -> None:
+    """Who is answered before it was told to send its body may leave it away: the connection ends with the answer."""
+    with connected(server) as connection:
+        connection.sendall(asked(path, expect="100-continue")[0])
+        head = read_until(connection, b"}")
+        assert b"\r\nconnection: close" in head
+        assert connection.recv(1) == b""
+
+
 def test_an_answer_to_head_has_no_body(server: Running) -> None:
     with connected(server) as connection:
         connection.sendall(GET.replace(b"GET", b"HEAD") + b"\r\n" + GET + b"connection: close\r\n\r\n")

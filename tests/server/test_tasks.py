@@ -174,6 +174,29 @@ def test_a_request_that_wants_no_sampling_gets_none_of_its_tasks(server: Running
     assert server.http.post("/generate", json=body).json()["details"]["seed"] is None
 
 
+@pytest.mark.parametrize(
+    ("defaults", "own", "is_sampled"),
+    [
+        ({"temperature": 0.8, "best_of": 2}, {"do_sample": False}, False),
+        ({"temperature": 0.8, "best_of": 2}, {"temperature": 0}, False),
+        ({"temperature": 0.8, "best_of": 2}, {"num_beams": 2}, False),
+        ({"num_beams": 2, "length_penalty": 2.0}, {"temperature": 0.7}, True),
+        ({"num_beams": 2}, {"best_of": 2, "do_sample": True}, True),
+        ({"temperature": 0}, {"do_sample": True}, True),
+        ({"temperature": 0}, {"top_p": 0.9}, True),
+    ],
+)
+def test_how_a_request_wants_to_be_searched_wins_over_its_tasks_ways(
+    server: Running, defaults: dict[str, object], own: dict[str, object], is_sampled: bool
+) -> None:
+    put(server, "ways", prefix_file(3, 0.1))
+    assert server.http.patch("/tasks/ways", json={"config": {"parameters": defaults}}).status_code == 200
+    body = {"task_id": "ways", "inputs": "ab", "parameters": {**own, "details": True}}
+    answer = server.http.post("/generate", json=body)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["details"]["seed"] is not None) == is_sampled
+
+
 def test_a_rollback_serves_the_older_version(server: Running) -> None:
     put(server, "roll", prefix_file(3, 0.1))
     put(server, "roll", prefix_file(3, 0.2))
