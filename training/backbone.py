@@ -61,12 +61,25 @@ def load_backbone(model: str | Path, device: str = "auto", precision: str = "aut
     try:
         stored, report = GPT2LMHeadModel.from_pretrained(model, config=config, dtype="auto", output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a truncated or foreign file raises whatever its reader raises
         raise BadBackbone(f"{str(model)!r} could not be loaded: {error}") from error
+    check_tokenizer(tokenizer, config, str(model))
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise BadBackbone(f"{str(model)!r} lacks weights or has them in another shape: {', '.join(missing[:4])}")
     return freeze(stored, tokenizer, Path(model).name, chosen, precision)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: GPT2Config, model: str) -> None:
+    """Raises `BadBackbone` for one that texts cannot be trained on."""
+    if getattr(tokenizer, "vocab_size", 0) == 0:  # what transformers makes where there is no file
+        raise BadBackbone(f"no tokenizer beside the model {model!r}; expected a tokenizer.json")
+    if len(tokenizer) > config.vocab_size:
+        raise BadBackbone(
+            f"the tokenizer of {model!r} has {len(tokenizer)} tokens; the backbone has {config.vocab_size}"
+        )
+    if tokenizer.eos_token_id is None:
+        raise BadBackbone(f"the tokenizer of {model!r} names no end-of-text token (eos_token)")
 
 
 def freeze(

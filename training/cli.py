@@ -17,6 +17,7 @@ from rich.table import Table
 
 from clients.client import DEFAULT_URL, AsyncClient, Client
 from clients.errors import PolyprefixError
+from clients.retries import Retries
 from prefix_store.errors import InvalidPrefix, InvalidTaskId
 from prefix_store.names import check_new_task_id
 from training.backbone import FrozenBackbone, load_backbone
@@ -29,7 +30,7 @@ from training.examples import FORMAT_NAMES, guess_format, read_examples
 from training.jobs import choose_format, read_jobs
 from training.progress_bar import ProgressBar
 from training.run import Job, run_jobs
-from training.settings import PRESETS, check_dev_settings, make_settings
+from training.settings import OPTIMIZERS, PRESETS, check_dev_settings, make_settings
 from training.train import DEFAULT_ROWS_PER_PASS
 
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.")]
@@ -60,6 +61,7 @@ def train(
     mlp_width: Annotated[int | None, typer.Option(help="Hidden units of the reparametrisation; 0 is none.")] = None,
     init_text: Annotated[str | None, typer.Option(help="Start as these words' activations.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help="One {inputs} in it.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=" or ".join(OPTIMIZERS))] = None,
     learning_rate: Annotated[float | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples in one step.")] = None,
     epochs: Annotated[int | None, typer.Option()] = None,
@@ -80,6 +82,7 @@ def train(
         "mlp_width": mlp_width,
         "init_text": init_text,
         "prompt_template": prompt_template,
+        "optimizer": optimizer,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "epochs": epochs,
@@ -231,7 +234,9 @@ def read_test_sets(
 async def ask_server(
     url: str, api_key: str | None, test_sets: Sequence[TestSet], concurrency: int, parameters: dict[str, Any]
 ) -> list[Answers]:
-    async with AsyncClient(url, api_key=api_key) as client:
+    # Its own requests may bring it to its tenant's limit of a minute; nobody waits for one of these answers.
+    patient = Retries(max_retries=20, max_wait=600.0)
+    async with AsyncClient(url, api_key=api_key, retries=patient) as client:
         return await ask(client, test_sets, concurrency, parameters)
 
 

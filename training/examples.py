@@ -45,6 +45,8 @@ def read_examples(path: Path, format_name: str) -> list[Example]:
         raise BadExamples(f"{path} holds no examples")
     for example in examples:
         for text in (example.inputs, *example.targets):
+            if not isinstance(text, str):
+                raise BadExamples(f"{path}: {text!r} stands where a text should")
             if not is_unicode(text):
                 raise BadExamples(f"{path}: {text[:64]!a} is no Unicode text: half of a character stands in it")
     return examples
@@ -115,6 +117,8 @@ def records_and_references(path: Path) -> Iterator[tuple[str, str]]:
         for row in reader:
             if row["mr"] is None or row["ref"] is None:
                 raise BadExamples(f"line {reader.line_num}: expected an mr and a ref")
+            if None in row:  # what stands behind the columns that the first line names
+                raise BadExamples(f"line {reader.line_num}: more columns than the first line names; quote commas")
             try:
                 fields = slot_fields(row["mr"])
             except ValueError as error:

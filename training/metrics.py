@@ -104,7 +104,7 @@ def nist(answers: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> f
             num_ngrams += own.total()
         score += told / num_ngrams if num_ngrams else 0.0
     average_length = sum(sum(map(len, texts)) / len(texts) for texts in references)
-    ratio = sum(map(len, answers)) / average_length
+    ratio = sum(map(len, answers)) / average_length if average_length else 0.0
     return score * math.exp(-NIST_BETA * math.log(min(1.0, ratio)) ** 2) if ratio else 0.0
 
 

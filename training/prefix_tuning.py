@@ -1,6 +1,6 @@
 """Prefix-tuning (Li & Liang 2021): the module that is trained, and the loss of rows under their own prefixes.
 
-Knows the frozen backbone and tensors. Knows nothing of optimizers, epochs or files. The module is PEFT's
+Knows the frozen backbone and tensors. Knows nothing of optimizers, epochs or files. The reparametrisation is PEFT's
 `PrefixEncoder`, `Embedding(P, n_embd) -> Linear(n_embd, width) -> tanh -> Linear(width, 2 * n_layer * n_embd)`; the
 forward is ours, because PEFT's gives every row of a batch the same prefix.
 """
@@ -25,7 +25,8 @@ from training.settings import Settings
 
 
 class TunedPrefix(torch.nn.Module):
-    """What is trained for one task. Only what it computes, keys and values, outlives the training."""
+    """What is trained for one task: the MLP; or, where there is none, the keys and values themselves, each head's as a
+    matrix `[P, D]` in `heads`. Only what it computes, keys and values, outlives the training."""
 
     indices: Tensor
 
@@ -34,17 +35,24 @@ class TunedPrefix(torch.nn.Module):
         self.shape: BackboneShape = backbone.shape
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            self.encoder = PrefixEncoder(peft_config(backbone.shape, settings))
+            encoder = PrefixEncoder(peft_config(backbone.shape, settings))
         if settings.init_text is not None:
             activations = activations_of(backbone, settings.init_text, settings.num_virtual_tokens)
-            start_as(self.encoder, activations)
+            start_as(encoder, activations)
         self.register_buffer("indices", torch.arange(settings.num_virtual_tokens), persistent=False)
+        self.encoder = encoder if settings.mlp_width else None
+        if self.encoder is None:
+            by_head = from_peft(encoder.embedding.weight.detach(), self.shape).transpose(2, 3)  # [n_layer, 2, H, P, D]
+            self.heads = torch.nn.ParameterList(matrix.clone() for matrix in by_head.flatten(0, 2))
         self.to(backbone.device)
 
     def forward(self) -> Tensor:
         """Keys and values, `[n_layer, 2, P, H, D]` in float32."""
-        flat = self.encoder(self.indices)  # [P, n_layer * 2 * n_embd]
-        return from_peft(flat, self.shape)
+        if self.encoder is not None:
+            flat = self.encoder(self.indices)  # [P, n_layer * 2 * n_embd]
+            return from_peft(flat, self.shape)
+        by_head = torch.stack([*self.heads]).reshape(self.shape.n_layer, 2, self.shape.n_head, -1, self.shape.head_dim)
+        return by_head.transpose(2, 3).contiguous()
 
 
 def peft_config(shape: BackboneShape, settings: Settings) -> PrefixTuningConfig:

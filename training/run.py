@@ -118,6 +118,7 @@ class Run:
             "task_id": self.job.task_id,
             "prompt_template": settings.prompt_template,
             "steps": progress.best_step or progress.step,
+            "optimizer": settings.optimizer,
             "learning_rate": settings.learning_rate,
             "batch_size": settings.batch_size,
             "seed": settings.seed,
@@ -198,8 +199,10 @@ def run_jobs(
     waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
     trainings = [read_training(job, backbone) for job in waiting]
     for training in trainings:
-        if left_out := training.train.num_too_long:
-            bar.tell(f"{training.task_id}: {left_out} pairs do not fit into the context and are left out")
+        for pairs, what in ((training.train, "pairs"), (training.dev, "pairs of the dev set")):
+            if pairs is not None and pairs.num_too_long:
+                told = f"{pairs.num_too_long} {what} do not fit into the context and are left out"
+                bar.tell(f"{training.task_id}: {told}")
     with ExitStack() as stack:
         runs = [
             stack.enter_context(closing(Run(job, training, backbone, resume)))

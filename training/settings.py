@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from training.errors import BadSettings
 
+OPTIMIZERS = ("adamw", "muon")
 PLACE = "{inputs}"
 PAPER_TEMPLATE = f" {PLACE} <|endoftext|>"
 
@@ -27,6 +28,7 @@ class Settings:
     mlp_width: int = 512
     init_text: str | None = None
     prompt_template: str = PAPER_TEMPLATE
+    optimizer: str = "adamw"
     learning_rate: float = 5e-5
     batch_size: int = 10
     epochs: int = 5
@@ -50,6 +52,8 @@ class Settings:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise BadSettings(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise BadSettings(f"no optimizer {self.optimizer!r}; there are {', '.join(OPTIMIZERS)}")
         if self.prompt_template.count(PLACE) != 1:
             raise BadSettings(f"the prompt template is {self.prompt_template!r}; expected exactly one {PLACE} in it")
 
@@ -108,7 +112,7 @@ def check_dev_settings(given: Mapping[str, object], valid: object) -> None:
 
 
 def _check_type(name: str, value: object) -> None:
-    texts, reals = {"init_text", "prompt_template"}, {"learning_rate", "weight_decay", "max_grad_norm"}
+    texts, reals = {"init_text", "prompt_template", "optimizer"}, {"learning_rate", "weight_decay", "max_grad_norm"}
     expected: type | tuple[type, ...] = str if name in texts else (int, float) if name in reals else int
     if not isinstance(value, expected) or isinstance(value, bool):
         kind = "text" if name in texts else "a number" if name in reals else "a whole number"

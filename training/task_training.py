@@ -12,6 +12,7 @@ from torch import Tensor
 
 from training.checkpoint import State
 from training.encoding import Encoded, Pair, shuffled
+from training.optimizers import optimizers_of
 from training.settings import Settings
 
 
@@ -54,9 +55,7 @@ class TaskTraining:
         self.progress = Progress()
         self._best: Tensor | None = None
         self._parameters = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        self._optimizers = optimizers_of(settings.optimizer, tuned, settings.learning_rate, settings.weight_decay)
         self._epoch: tuple[int, list[list[Pair]]] = (-1, [])
 
     @property
@@ -117,12 +116,13 @@ class TaskTraining:
         return self._epoch[1][index]
 
     def update(self, train_loss: float) -> None:
-        """One step of AdamW on the gradients that were accumulated, clipped to `max_grad_norm`."""
+        """One step of the optimizer on the gradients that were accumulated, clipped to `max_grad_norm`."""
         torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate
+            optimizer.step()
+            optimizer.zero_grad()
         self.progress.step += 1
         self.progress.train_losses.append((self.progress.step, train_loss))
 
@@ -151,13 +151,14 @@ class TaskTraining:
         progress = {name: getattr(self.progress, name) for name in Progress.__slots__}
         return {
             "tuned": self.tuned.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "progress": progress,
             "best": self._best,
         }
 
     def load_state(self, state: State) -> None:
         self.tuned.load_state_dict(state["tuned"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        for optimizer, optimizer_state in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         self.progress = Progress(**state["progress"])
         self._best = state["best"]

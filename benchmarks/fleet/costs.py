@@ -90,7 +90,7 @@ def fit(
         step_seconds=tuple((num, step(num)) for num in nums),
         prefill_seconds_per_token=prefill,
         request_seconds=request_seconds,
-        load_seconds=(1 / misses_vs_hits - 1) / requests_per_second[few],
+        load_seconds=max(0.0, 1 / misses_vs_hits - 1) / requests_per_second[few],  # noise may have it above 1
         cold_load_seconds=cold_load_seconds,
         start_seconds=start_seconds,
         prefix_bytes=prefix_bytes,

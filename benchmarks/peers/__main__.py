@@ -143,7 +143,7 @@ def main() -> None:
                 left_out[name] = str(error)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
-    if args.out is not None:
+    if args.out is not None and speeds:
         draw(speeds, args.out.with_suffix(".png"))
     finish_table("peers", table_of(speeds), figures, args.out)
     sys.exit(1 if left_out else 0)

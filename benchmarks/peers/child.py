@@ -11,7 +11,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,9 @@ class Child:
     def tokens_per_second(self, prompts: Sequence[Sequence[int]], num_new_tokens: int) -> float:
         """By the peer's own clock, from the prompts to the last token of all. Raises `PeerError`."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompts": prompts, "num_new_tokens": num_new_tokens}) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died, and left its reason
+            self._process.stdin.write(json.dumps({"prompts": prompts, "num_new_tokens": num_new_tokens}) + "\n")
+            self._process.stdin.flush()
         answer = json.loads(self._hear())
         assert answer["num_tokens"] == len(prompts) * num_new_tokens, answer
         time.sleep(REST_SECONDS)

@@ -144,6 +144,8 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("e2e", "mr,ref\n,A.\n", "line 2: expected slot"),
         ("e2e", "mr,ref\nname[A [B] C],A.\n", "line 2: expected slot"),
         ("e2e", "mr,ref\nname[A] and B,A.\n", "line 2: expected slot"),
+        ("e2e", "mr,ref\nname[A], food[B],A serves B.\n", "line 2: more columns than the first line names"),
+        ("dart", '[{"tripleset": [["a", "b", "c"]], "annotations": [{"text": null}]}]', "None stands where a text"),
         ("e2e", "mr,ref\rname[A],A.\r", "new-line character"),
         ("dart", "{}", "holds no examples"),
         ("jsonl", "", "holds no examples"),

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,3 +128,29 @@ def test_a_folder_belongs_to_one_backbone_and_scale(lab: Lab, checkpoint: Path, 
         Lab(place, "other", 1, print)
     with pytest.raises(OtherRun, match="another batch_size"):
         Lab(replace(place, scale=replace(TINY, batch_size=3)), "any", 1, print)
+
+
+ORPHANED = """
+import os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from training.experiments import worker
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), worker.watch_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_workers_of_a_lab_that_is_killed_end_too(tmp_path: Path) -> None:
+    """They would compute on beside those of the next one, which go on where this one was left."""
+    script = tmp_path / "lab.py"
+    script.write_text(ORPHANED)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as lab:
+        assert lab.stdout is not None
+        worker = int(lab.stdout.readline())
+        lab.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < deadline, "it computes on"
+        time.sleep(0.05)

@@ -1,12 +1,15 @@
 """The module and the loss: PEFT's own forward is the oracle."""
 
+import shutil
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
+from tokenizers import Tokenizer
 from torch.nn import functional as F
-from transformers import DynamicCache, get_linear_schedule_with_warmup
+from transformers import DynamicCache, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from prefix_store.fingerprint import fingerprint
 from tests.training.conftest import make_model, quick
@@ -202,6 +205,33 @@ def test_a_loaded_backbone_is_frozen_and_knows_the_fingerprint_of_what_was_store
 def test_what_is_no_gpt2_is_refused(tmp_path: object) -> None:
     with pytest.raises(BadBackbone, match="no model could be read"):
         load_backbone(f"{tmp_path}/nothing")
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    """transformers makes an empty one, which reads every text as nothing."""
+    make_model().save_pretrained(tmp_path)
+    with pytest.raises(BadBackbone, match=r"no tokenizer beside the model .*expected a tokenizer\.json"):
+        load_backbone(tmp_path)
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    make_model().save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(BadBackbone, match="names no end-of-text token"):
+        load_backbone(tmp_path)
+    larger = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer, eos_token="<|endoftext|>")
+    larger.add_tokens(["one more"])
+    larger.save_pretrained(tmp_path)
+    with pytest.raises(BadBackbone, match="has 258 tokens; the backbone has 257"):
+        load_backbone(tmp_path)
+
+
+def test_weights_that_are_cut_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(BadBackbone, match="could not be loaded"):
+        load_backbone(tmp_path / "cut")
 
 
 def test_bfloat16_stays_near_float32(backbone: FrozenBackbone) -> None:

@@ -196,8 +196,11 @@ def test_an_epoch_shows_every_pair_once(backbone: FrozenBackbone) -> None:
     assert sorted(seen, key=repr) == sorted(training.train.pairs, key=repr)
 
 
-def test_a_state_that_is_loaded_goes_on_exactly_where_it_was(backbone: FrozenBackbone) -> None:
-    settings = quick(max_steps=10, warmup_steps=2, eval_every=4)
+@pytest.mark.parametrize("optimizer", [{}, {"optimizer": "muon"}, {"optimizer": "muon", "mlp_width": 0}])
+def test_a_state_that_is_loaded_goes_on_exactly_where_it_was(
+    backbone: FrozenBackbone, optimizer: dict[str, object]
+) -> None:
+    settings = quick(max_steps=10, warmup_steps=2, eval_every=4, **optimizer)
     uninterrupted, first, second = (prepare(backbone, settings) for _ in range(3))
     train_together(backbone, [uninterrupted], Diary())
     for _ in range(5):

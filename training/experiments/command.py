@@ -10,7 +10,16 @@ import typer
 from training.backbone import load_backbone
 from training.cli import Device, Model, told_errors
 from training.errors import TrainingError
-from training.experiments import comparison, initialisation, lengths, low_data, more_data, places, reparametrisation
+from training.experiments import (
+    comparison,
+    initialisation,
+    lengths,
+    low_data,
+    more_data,
+    optimizers,
+    places,
+    reparametrisation,
+)
 from training.experiments.lab import Lab
 from training.experiments.report import Report
 from training.experiments.scales import SCALES
@@ -22,6 +31,7 @@ EXPERIMENTS: dict[str, Callable[[Lab], Report]] = {
     "lengths": lengths.run,
     "low-data": low_data.run,
     "more-data": more_data.run,
+    "optimizers": optimizers.run,
     "initialisation": initialisation.run,
     "places": places.run,
 }

@@ -36,7 +36,7 @@ class Lab:
         """`fingerprint` is the backbone's; `tell` hears one line for each result.
 
         Raises OtherRun if the folder holds results of another backbone, precision, scale or data."""
-        made_with = {"backbone": fingerprint, "data": str(place.data), **asdict(place.scale)}
+        made_with = {"backbone": fingerprint, **asdict(place.scale)}
         claim(place.out / "lab.json", made_with, computed_with(place))
         self.scale = place.scale
         self._tell = tell
@@ -65,10 +65,10 @@ class Lab:
         """BLEU of each one on a test split, by beam search. They have run before."""
         return [result["bleu"] for result in self._results([(trial, split) for trial in trials])]
 
-    def search(self, trial: Trial) -> list[Outcome]:
-        """The trial at the learning rates of its method, and further ones until the best by dev BLEU is not at an edge;
-        the best one comes first."""
-        rates = list(self.scale.learning_rates[trial.method])
+    def search(self, trial: Trial, learning_rates: Sequence[float] | None = None) -> list[Outcome]:
+        """The trial at these learning rates, or those of its method, and further ones until the best by dev BLEU is not
+        at an edge; the best one comes first."""
+        rates = list(learning_rates or self.scale.learning_rates[trial.method])
         while True:
             outcomes = self.run(replace(trial, learning_rate=rate) for rate in sorted(rates))
             best = max(outcomes, key=lambda outcome: (outcome.dev_bleu, -outcome.dev_loss))

@@ -50,13 +50,10 @@ class Report:
 
 
 def shown(cell: object) -> str:
-    return (
-        "–"
-        if cell is None
-        else f"{cell:.3g}"
-        if isinstance(cell, float) and abs(cell) < 1
-        else (f"{cell:.1f}" if isinstance(cell, float) else str(cell))
-    )
+    """A loss with two decimals, and a score of a hundred with one."""
+    if not isinstance(cell, float):
+        return "–" if cell is None else str(cell)
+    return f"{cell:.3g}" if abs(cell) < 1 else f"{cell:.2f}" if abs(cell) < 10 else f"{cell:.1f}"
 
 
 def spread(scores: Sequence[float]) -> str:

@@ -48,6 +48,7 @@ class Trial:
     num_pairs: int | None = None
     subset: int = 0
     max_steps: int | None = None
+    optimizer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,7 @@ def settings_of(trial: Trial, scale: Scale) -> Settings:
         mlp_width=chosen(trial.mlp_width, scale.mlp_width),
         init_text=chosen(trial.init_text, scale.init_text) or None,
         prompt_template=scale.prompt_template,
+        optimizer=chosen(trial.optimizer, "adamw"),
         learning_rate=trial.learning_rate,
         batch_size=scale.batch_size,
         epochs=scale.epochs[trial.problem],

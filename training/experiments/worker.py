@@ -6,6 +6,9 @@ Knows where the lab works. Answers with plain dictionaries, which are what is ke
 import hashlib
 import json
 import math
+import os
+import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,8 +46,21 @@ worker: Worker
 
 def start_worker(place: Place, num_processes: int) -> None:
     global worker
+    watch_parent()
     torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
     worker = Worker(place, load_backbone(place.model, place.device))
+
+
+def watch_parent() -> None:
+    """End with the lab: one that is killed tells its workers nothing, and the next one would compete with them."""
+    lab = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == lab:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def work(trial: Trial, split: str | None) -> dict[str, Any]:
