@@ -29,7 +29,7 @@ ARG VERSION=""
 LABEL org.opencontainers.image.title="Polyprefix" \
       org.opencontainers.image.description="One frozen GPT-2 serves many prefix-tuned tasks in one batch, over HTTP" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0 AND CC-BY-SA-4.0 AND LicenseRef-WordNet"
 COPY --from=builder /opt/polyprefix /opt/polyprefix
 # A login shell, as an operator of Ray starts, sets its own PATH.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polyprefix \

@@ -5,12 +5,22 @@ Knows httpx's clients. Knows nothing of calls or answers.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import anyio
 import httpx
 
+from clients.errors import ConnectionFailed
+
 MAX_IDLE = 128
-IDLE_SECONDS = 4.0  # less than a server's: uvicorn closes after 5, and what is sent just then is lost
+IDLE_SECONDS = 4.0  # less than a server's, of which some close after 5, and what is sent just then is lost
+
+
+def is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Connections:
@@ -53,15 +63,20 @@ class Connections:
                     await connection.aclose()
 
     def _open(self) -> httpx.AsyncClient:
-        connection = httpx.AsyncClient(
-            base_url=self._base_url,
-            auth=self._auth,
-            headers=self._headers,
-            timeout=self._timeout,
-            transport=self._transport,
-            verify=self._certificates,
-            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
-        )
+        try:
+            connection = httpx.AsyncClient(
+                base_url=self._base_url,
+                auth=self._auth,
+                headers=self._headers,
+                timeout=self._timeout,
+                transport=self._transport,
+                verify=self._certificates,
+                limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
+                trust_env=not is_this_machine(self._base_url.host),  # no proxy leads back here
+            )
+        except (ImportError, ValueError) as error:
+            reason = f"the proxy that the environment names cannot be used: {error}"
+            raise ConnectionFailed(str(self._base_url), reason) from error
         self._all.append(connection)
         return connection
 

@@ -35,7 +35,11 @@ COMMANDS = {
 
 
 def main() -> None:
-    build(completed_line() or sys.argv[1:])(prog_name="polyprefix")
+    try:
+        app = build(completed_line() or sys.argv[1:])
+    except KeyboardInterrupt:  # a command's imports take seconds
+        sys.exit(130)
+    app(prog_name="polyprefix")
 
 
 def completed_line() -> list[str]:

@@ -5,6 +5,7 @@ Knows the order of things. The server runs as anybody's would and is asked over 
 
 import asyncio
 import re
+import shlex
 import signal
 import subprocess
 import tempfile
@@ -39,7 +40,8 @@ def demo(
     ] = False,
 ) -> None:
     """Start a server, ask it for many tasks at once, show which rows shared a step, and check each answer."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the child is ended too
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that the child is ended too
+        signal.signal(number, signal.default_int_handler)
     console = Console()
     if not is_free(port):
         fail(f"port {port} is taken; choose another one with --port")
@@ -88,9 +90,8 @@ def num_mixed_steps(client: Client) -> int:
 
 def serve_on(console: Console, process: subprocess.Popen[bytes], log: Path, port: int, task: DemoTask) -> None:
     console.print(f"\nServing at http://127.0.0.1:{port} until Ctrl-C. Try:")
-    console.print(
-        f"  polyprefix generate --url http://127.0.0.1:{port} {task.task_id} {task.examples[0]!r}", markup=False
-    )
+    command = ["polyprefix", "generate", "--url", f"http://127.0.0.1:{port}", task.task_id, task.examples[0]]
+    console.print(f"  {shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)  # to be copied whole
     try:
         wait_until_ended(process, log)
     except KeyboardInterrupt:

@@ -79,6 +79,19 @@ def test_a_refused_connection_says_where_and_what_to_do():
     assert "polyprefix serve" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_proxy_is_not_asked_who_is_on_this_machine(fake, ask, monkeypatch, name):
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    fake.will_answer(200, OK)
+    assert ask("generate", "e2e", "x").generated_text == "x"
+
+
+def test_a_proxy_that_cannot_be_used_is_told_in_a_line(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
+    with Client("http://192.0.2.1") as client, pytest.raises(ConnectionFailed, match="the proxy that the environment"):
+        client.health()
+
+
 def test_a_server_that_says_nothing_times_out():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -57,6 +57,19 @@ def test_a_server_that_dies_ends_the_demo_with_its_last_words(tiny_model: Path, 
     assert "the server ended with status -9; its last words:" in errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_told_to_end_ends_its_server(tiny_model: Path, free_port: int, number: signal.Signals) -> None:
+    """As when its terminal is closed."""
+    process = start("--model", str(tiny_model), "--port", str(free_port))
+    assert process.stdout is not None
+    while "Try:" not in process.stdout.readline():
+        assert process.poll() is None
+    (server,) = child_pids(process.pid)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert not Path(f"/proc/{server}").exists()
+
+
 def test_once_ends_by_itself(tiny_model: Path, free_port: int) -> None:
     process = start("--model", str(tiny_model), "--port", str(free_port), "--once")
     printed, _ = process.communicate(timeout=60)

@@ -267,7 +267,9 @@ def test_a_server_that_is_told_where_makes_its_first_key_and_only_that_one(launc
 
 def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:
     port = str(server.http.base_url.port)
-    assert "Address already in use" in refused("--model", str(tiny_model), "--port", port)
+    assert f"127.0.0.1:{port}: Address already in use" in refused("--model", str(tiny_model), "--port", port)
+    assert refused("--dtype", "fp32").startswith("polyprefix serve: dtype: Input should be 'auto', 'float32'")
+    assert refused("--port", "99999").count("\n") == 1
 
 
 def test_accepted_connections_send_each_write_at_once():
