@@ -141,7 +141,7 @@ def _draw_truncated(scores: Tensor, rows: list[SamplingRow]) -> Tensor:
     top_ks = _column([row.params.top_k or num_candidates for row in rows], scores.device)
     ranks = torch.arange(num_candidates, device=scores.device)
     kept_scores = _at_temperature(top_scores, largest, rows).masked_fill_(ranks >= top_ks, float("-inf"))
-    log_mass = kept_scores.logsumexp(dim=-1)
+    log_mass = kept_scores.exp().cumsum(dim=-1)[:, -1].log()  # in order, so that what others' top-k adds changes no bit
     if not has_all_top_k:  # without top-k the mass is that of the whole vocabulary
         has_top_k = torch.tensor([row.params.top_k > 0 for row in rows], device=scores.device)
         scaled = _at_temperature(scores, largest, rows)

@@ -26,6 +26,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._poll = select.poll()  # `select` knows the first 1,024 descriptors alone
+        self._poll.register(sock, select.POLLIN)
         self.known: dict[int, object] = {}  # what comes as its number
 
     def send(self, message: object) -> None:
@@ -42,12 +44,15 @@ class Channel:
     @property
     def has_message(self) -> bool:
         """Whether `receive` would not wait, or not for long."""
-        return bool(select.select([self._sock], [], [], 0)[0])
+        return bool(self._poll.poll(0))
 
-    def _read(self, num_bytes: int) -> bytes:
-        data = self._sock.recv(num_bytes, socket.MSG_WAITALL)
-        if len(data) < num_bytes:
-            raise EOFError
+    def _read(self, num_bytes: int) -> bytearray:
+        data = bytearray()
+        while len(data) < num_bytes:  # a process that is stopped and goes on has a part of what it waited for
+            part = self._sock.recv(num_bytes - len(data), socket.MSG_WAITALL)
+            if not part:
+                raise EOFError
+            data += part
         return data
 
 

@@ -242,7 +242,8 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._num_body_bytes -= len(part)
             return part
         if self._is_answering:
-            self.flow.pause_reading()
+            if len(self._unread) > MAX_HEADER_BYTES:  # else who leaves would not be noticed
+                self.flow.pause_reading()
             return b""
         return UPGRADE.sub(b"", self._take(self._size_of_head()))
 

@@ -14,7 +14,7 @@ let shown = null;
 /** Show the view that the address names. Another fragment is a place in the page, as the skip link's. */
 function show() {
   const [given, argument] = location.hash.slice(1).split("/");
-  const name = given in views ? given : (shown ?? START);
+  const name = Object.hasOwn(views, given) ? given : (shown ?? START);
   if (name === shown) return;
   shown = name;
   for (const [each, view] of Object.entries(views)) {
@@ -25,7 +25,15 @@ function show() {
     link.ariaCurrent = link.hash === `#${name}` ? "page" : null;
     if (link.ariaCurrent) document.title = `${link.textContent} · Polyprefix`;
   }
-  views[name].show?.(argument && decodeURIComponent(argument));
+  views[name].show?.(argument && decoded(argument));
+}
+
+function decoded(argument) {
+  try {
+    return decodeURIComponent(argument);
+  } catch {
+    return argument; // a % that means nothing: no task has such a name
+  }
 }
 
 /** Load what the key opens. Where there is none that is good, the login comes up. */

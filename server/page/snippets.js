@@ -44,13 +44,14 @@ with Client("${address()}"${secret}) as client:
 
 function openai({ task_id, inputs, parameters, backboneName }) {
   const defaults = task_id ? catalogue.find(task_id)?.config.parameters : {};
-  const { max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed, stop } = { ...defaults, ...parameters };
-  const isGreedy = temperature === undefined && top_p === undefined && !top_k;
+  const { max_new_tokens, do_sample, temperature, top_p, top_k, repetition_penalty, seed, stop } = { ...defaults, ...parameters };
+  const isChosen = do_sample || [temperature, top_p, top_k].some((value) => value !== undefined);
+  const isGreedy = do_sample === false || temperature === 0 || !isChosen; // as the server has it
   const options = {
     model: task_id ?? backboneName,
     prompt: inputs,
     max_tokens: max_new_tokens ?? DEFAULT_NEW_TOKENS,
-    temperature: temperature ?? (isGreedy ? 0 : 1),
+    temperature: isGreedy ? 0 : (temperature ?? 1),
     top_p,
     seed,
     stop,

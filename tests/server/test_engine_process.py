@@ -160,6 +160,32 @@ def test_each_end_hears_what_the_other_says_and_then_that_it_has_ended() -> None
     assert asyncio.run(talk()) == messages
 
 
+class Interrupted:
+    """A socket that gives a part of what is waited for, as to a process that was stopped and goes on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def recv(self, num_bytes: int, _: int) -> bytes:
+        return self._sock.recv(min(num_bytes, 3))
+
+
+def test_a_process_that_was_stopped_in_the_middle_of_a_message_reads_it_whole() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Channel(theirs).send(["a", "message"])
+        channel = Channel(Interrupted(ours))  # type: ignore[arg-type]
+        assert channel.has_message
+        assert channel.receive() == ["a", "message"]
+        assert not channel.has_message
+        theirs.close()
+        with pytest.raises(EOFError):
+            channel.receive()
+
+
 def test_whoever_waits_hears_that_the_other_side_has_ended() -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(packed("last") + HEADER.pack(10) + b"half")

@@ -54,6 +54,16 @@ def assert_all_is_free(server: Running, gate: Gate) -> None:
     server.wait_for_open_rows(0)
 
 
+def test_a_client_that_leaves_with_more_requests_on_their_way_is_noticed_at_once(start: Start) -> None:
+    server, gate = held(start)
+    gate.allow(1)
+    connection = ask(server, "/generate", "a long text")
+    server.wait_for_open_rows(1)
+    connection.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\n")
+    connection.close()
+    assert_all_is_free(server, gate)
+
+
 def test_a_client_that_leaves_a_stream_frees_its_slot(start: Start) -> None:
     server, gate = held(start)
     gate.allow(2)
