@@ -29,6 +29,7 @@ def _load(name: str) -> ctypes.CDLL | None:
 
 _CAN = torch.cpu.get_capabilities()
 _library = _load(f"kernels-{torch.backends.cpu.get_cpu_capability().lower()}.so")  # of AVX2, AVX512 or none
+HAS_KERNELS = _library is not None
 _linear = _load("linear-avx512.so") if _CAN.get("avx512_bf16") and _CAN.get("avx512_vnni") else None
 
 

@@ -141,6 +141,8 @@ def create_app(
                 port = stack.enter_context(services.metrics.served(settings.host, settings.metrics_port))
                 services.log.info("metrics", port=port)
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
+            if services.backbone.is_slow:
+                services.log.warning("slow", what="the package was built without a C++ compiler, so torch does all")
             if settings.no_auth:
                 services.log.warning("no_auth", what="whoever reaches this server may use and change everything on it")
             yield

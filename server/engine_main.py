@@ -20,6 +20,7 @@ from typing import Protocol
 from batching.checkpoint import Checkpoint, read
 from batching.engine import Engine
 from batching.gpt2 import Backbone
+from batching.kernels import HAS_KERNELS
 from batching.types import Abort, RequestError, StepStats
 from prefix_store.prefix import BackboneSpec
 from server.channel import Channel
@@ -140,7 +141,8 @@ def start(channel: Channel, checkpoint: int) -> Engine:
     spec = BackboneSpec(backbone.name, backbone.shape, backbone.fingerprint)
     names = backbone.dtype_name, backbone.device_name
     give_back_what_is_free()  # the weights as they were before they were packed
-    channel.send(BackboneFacts(spec, tokenizer, backbone.eos_token_id, *names))
+    is_slow = backbone.device.type == "cpu" and not HAS_KERNELS
+    channel.send(BackboneFacts(spec, tokenizer, backbone.eos_token_id, *names, is_slow))
     allocate: Allocate = channel.receive()
     follower = GrammarFollower(tokenizer, backbone.eos_token_id)
     engine = Engine(

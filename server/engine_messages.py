@@ -25,13 +25,17 @@ class LoadBackbone:
 
 @dataclass(frozen=True, slots=True)
 class BackboneFacts:
-    """The served backbone, as far as the server speaks of it; `tokenizer` is the text of its tokenizer.json."""
+    """The served backbone, as far as the server speaks of it; `tokenizer` is the text of its tokenizer.json.
+
+    `is_slow`: it runs on a CPU without the compiled loops.
+    """
 
     spec: BackboneSpec
     tokenizer: str
     eos_token_id: int
     dtype_name: str
     device_name: str
+    is_slow: bool = False
 
     @property
     def name(self) -> str:

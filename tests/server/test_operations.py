@@ -1,11 +1,21 @@
 """Health, readiness, facts, metrics and `/tokenize`."""
 
+import asyncio
+import io
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
 
 from prefix_store.errors import StoreUnavailable
-from tests.server.conftest import Running
+from server.app import Loaded, create_app
+from server.log import make_logger
+from server.settings import Settings
+from tests.server.conftest import Running, loader
 from tests.server.fakes import EchoEngine, Gate
 
 
@@ -128,3 +138,23 @@ def test_steps_that_hold_rows_of_different_prefixes_are_counted(start) -> None: 
     assert metric(server, 'step_distinct_prefixes_bucket{le="2.0"}') > metric(
         server, 'step_distinct_prefixes_bucket{le="1.0"}'
     )
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_a_server_that_was_built_without_a_compiler_says_so(
+    tmp_path: Path, byte_tokenizer: Tokenizer, is_slow: bool
+) -> None:
+    """Else somebody would measure it, and believe that."""
+    log = io.StringIO()
+
+    def load(settings: Settings) -> Loaded:
+        loaded = loader(byte_tokenizer, EchoEngine())(settings)
+        return replace(loaded, backbone=replace(loaded.backbone, is_slow=is_slow))
+
+    async def serve() -> None:
+        app = create_app(Settings(store=tmp_path), load, make_logger(log))
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(serve())
+    assert ('"event": "slow"' in log.getvalue()) == is_slow
