@@ -110,11 +110,14 @@ def read_tensors(
 
 def one_of_many(tensors: dict[str, Tensor], task_index: int | None) -> Tensor:
     """One task's prompt out of PEFT's multitask prompt tuning, `[P, n_embd]`."""
-    num_tasks = tensors["prefix_task_cols"].shape[0]
+    columns, rows, prompt = (tensors[name] for name in ("prefix_task_cols", "prefix_task_rows", "prompt_embeddings"))
+    num_tasks = len(columns) if columns.ndim else 0
     if task_index is None or not 0 <= task_index < num_tasks:
         raise NotConvertible(f"the file holds {num_tasks} tasks; choose one with --task-index 0 to {num_tasks - 1}")
-    task_prompt = tensors["prefix_task_cols"][task_index] @ tensors["prefix_task_rows"][task_index]
-    return tensors["prompt_embeddings"] * task_prompt
+    try:
+        return prompt * (columns[task_index] @ rows[task_index])
+    except (RuntimeError, IndexError) as error:
+        raise NotConvertible(f"the file's tensors do not fit each other: {error}") from error
 
 
 def native_shape(tensors: dict[str, Tensor]) -> BackboneShape | None:
@@ -136,8 +139,11 @@ def peft_shape(folder: Path) -> BackboneShape | None:
         raise NotConvertible(
             f"{folder} holds {config.peft_type.value}; expected prefix tuning or another prompt of PEFT's"
         )
-    heads = config.num_attention_heads
-    return BackboneShape(config.num_layers, heads, config.token_dim // heads, config.num_virtual_tokens + 1)
+    n_layer, n_head, n_embd = config.num_layers, config.num_attention_heads, config.token_dim
+    num_virtual_tokens = config.num_virtual_tokens
+    if not all(isinstance(number, int) and number > 0 for number in (n_layer, n_head, n_embd, num_virtual_tokens)):
+        raise NotConvertible(f"{folder / 'adapter_config.json'} does not tell the backbone's layers, heads and width")
+    return BackboneShape(n_layer, n_head, n_embd // n_head, num_virtual_tokens + 1)
 
 
 def named_shape(model: str | None, folder: Path) -> BackboneShape:
@@ -168,9 +174,24 @@ def compile_embeddings(source: Source, model: str | None) -> Source:
     return Source(Prefix(past_key_values, revision="", kind="prompt_tuning", metadata=metadata), backbone.shape)
 
 
+def check_named_model(model: str | None, shape: BackboneShape) -> None:
+    """Raises `NotConvertible` where `model` is there to be read and is of another shape: what is written would say that
+    it belongs to it."""
+    if model is None or not (Path(model) / "config.json").exists():
+        return
+    named = shape_of(read_config(model))
+    if (named.n_layer, named.n_head, named.head_dim) != (shape.n_layer, shape.n_head, shape.head_dim):
+        raise NotConvertible(f"the prefix is of {told(shape)}, and {model} has {told(named)}")
+
+
+def told(shape: BackboneShape) -> str:
+    return f"{shape.n_layer} layers and {shape.n_head} heads of {shape.head_dim}"
+
+
 def write_peft(folder: Path, source: Source, model: str | None) -> None:
     """A folder that `PeftModel.from_pretrained` loads: prefix tuning, or prompt tuning where the source is."""
     prompt, shape = source.prompt, source.shape
+    check_named_model(model, shape)
     common = {
         "task_type": "CAUSAL_LM",
         "inference_mode": True,

@@ -11,8 +11,7 @@ alternate by layer, `[P, n_layer * 2, n_head, head_dim]`, which is PEFT's order 
 """
 
 import json
-import pickle
-import zipfile
+import re
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from prefix_store.prefix import BackboneShape
 from training.errors import NotConvertible
 
 WEIGHTS = "pytorch_model.bin"
+MLP_WEIGHT = re.compile(r"control_trans\.([0-9]+)\.weight")
 # tanh(20) is 1 exactly in float32, so that the MLP that is written gives the keys and values bit for bit
 SATURATED = 20.0
 
@@ -42,7 +42,7 @@ def read_original(path: Path, shape: BackboneShape) -> Tensor:
 def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a foreign file raises whatever its reader raises
         raise NotConvertible(f"{path} is no checkpoint of tensors alone: {error}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise NotConvertible(f"{path} is no state dict; expected names with tensors")
@@ -50,7 +50,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _through_mlp(weights: dict[str, Tensor], shape: BackboneShape) -> Tensor:
-    layers = sorted(int(name.split(".")[1]) for name in weights if name.endswith(".weight") and name[0] == "c")
+    layers = sorted(int(found[1]) for name in weights if (found := MLP_WEIGHT.fullmatch(name)))
     x = weights["wte.weight"].float()  # [P, n_embd]
     try:
         for layer in layers:

@@ -17,6 +17,7 @@ from peft import (
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GPT2Config
 
 from prefix_store.formats import dump, parse
 from prefix_store.prefix import Prefix, PromptEmbeddings
@@ -204,6 +205,7 @@ def test_prompt_embeddings_become_keys_and_values_through_the_backbone(
             },
             "this one tunes embeddings alone",
         ),
+        ({"wte.weight": torch.zeros(P, 32), "control_trans.x.weight": torch.zeros(1)}, "expected wte.weight and"),
         ({"step": 5}, "no state dict"),
     ],
 )
@@ -251,3 +253,15 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path, native: Path) -> None
         convert(tmp_path / "many", tmp_path / "out", "peft")
     with pytest.raises(NotConvertible, match="only the backbone can make keys and values"):
         convert(tmp_path / "many", tmp_path / "out", "native", task_index=2)
+    config = json.loads((tmp_path / "many" / "adapter_config.json").read_text())
+    (tmp_path / "many" / "adapter_config.json").write_text(json.dumps(config | {"num_attention_heads": None}))
+    with pytest.raises(NotConvertible, match="does not tell the backbone's layers, heads and width"):
+        convert(tmp_path / "many", tmp_path / "out", "peft", task_index=2)
+
+
+def test_a_prefix_is_not_written_as_that_of_another_model(tmp_path: Path, native: Path) -> None:
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=32, vocab_size=257)
+    config.save_pretrained(tmp_path / "other")
+    with pytest.raises(NotConvertible, match=r"of 2 layers and 4 heads of 8, and .*other has 3 layers"):
+        convert(native, tmp_path / "out", "peft", model=str(tmp_path / "other"))
+    assert not (tmp_path / "out").exists()
