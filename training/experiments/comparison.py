@@ -87,9 +87,10 @@ def run(lab: Lab) -> Report:
     )
 
 
-def tune(lab: Lab, trial: Trial) -> Tuned:
-    """Search the learning rate, then train the best from every seed and score it on each test split."""
-    searched = lab.search(trial)
+def tune(lab: Lab, trial: Trial, learning_rates: Sequence[float] | None = None) -> Tuned:
+    """Search the learning rate, from these on or where the scale begins, then train the best from every seed and score
+    it on each test split."""
+    searched = lab.search(trial, learning_rates)
     num_seeds = lab.scale.num_seeds if trial.method in SEEDED else 1
     seeds = [replace(searched[0].trial, seed=seed) for seed in range(num_seeds)]
     lab.run(seeds)
