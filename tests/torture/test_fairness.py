@@ -29,7 +29,7 @@ NUM_FLOODED_SLOTS = NUM_SLOTS - NUM_SLOTS // 8
 NUM_FLOODING = NUM_SLOTS + 2 * NUM_SLOTS
 # Of different lengths, so that rows do not end all at once; the mean is 64.
 FLOODING_NEW_TOKENS = (48, 72, 56, 80, 64)
-NUM_LONG_PROMPT_TOKENS = 384
+NUM_LONG_PROMPT_TOKENS = 288
 ROUND_SECONDS, NUM_ROUNDS = 50, 2
 
 
