@@ -60,8 +60,8 @@ class Engine:
     ) -> None:
         """Allocate the slots. `max_num_seqs` defaults to what fits in free memory, at most 64.
 
-        `has_reserve`: an eighth of the slots is never given to a tenant beyond its share, and no request may ask for
-        more than six eighths. `constrain` follows the constraints that requests may have. `has_decode_graphs`: whether
+        `has_reserve`: an eighth of the slots is never given to a tenant beyond its share, and a request may ask for all
+        but two eighths. `constrain` follows the constraints that requests may have. `has_decode_graphs`: whether
         steps that only decode run over fixed shapes, as graphs where the device has them; None: on CUDA.
         """
         self.backbone = backbone

@@ -16,7 +16,7 @@ from prefix_store.disk import fsync_directory, make_directory, os_errors, read_u
 from prefix_store.errors import CorruptPrefix
 from prefix_store.names import file_key, tenant_folder
 
-_TEMPORARY = re.compile(r".+\.(safetensors|upload)\.[0-9a-f]{16}\.tmp")  # as `write` names them
+_TEMPORARY = re.compile(r".+\.[0-9a-f]{16}\.tmp")  # as `write` names them
 _NO_HARD_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 
 
@@ -58,7 +58,7 @@ class DirectoryBlobs:
             make_directory(root)
             fsync_directory(root)  # holds the folders that a killed process made and did not live to sync
             for left_behind in root.glob("*/*.tmp"):  # by a process that was killed
-                if _TEMPORARY.fullmatch(left_behind.name):
+                if _TEMPORARY.fullmatch(left_behind.name) and left_behind.is_file():
                     left_behind.unlink(missing_ok=True)
 
     def write(self, tenant: str, name: str, body: bytes) -> None:

@@ -15,10 +15,10 @@ def optimizers_of(name: str, tuned: torch.nn.Module, learning_rate: float, weigh
     (Liu et al. 2025, "Muon is Scalable for LLM Training", arXiv 2502.16982).
     """
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    embeddings = [module.weight for module in tuned.modules() if isinstance(module, torch.nn.Embedding)]
-    no_matrix = {id(parameter) for parameter in trained if parameter.ndim != 2} | {id(weight) for weight in embeddings}
-    matrices = [] if name == "adamw" else [parameter for parameter in trained if id(parameter) not in no_matrix]
-    others = trained if name == "adamw" else [parameter for parameter in trained if id(parameter) in no_matrix]
+    embeddings = {id(module.weight) for module in tuned.modules() if isinstance(module, torch.nn.Embedding)}
+    matrices = [each for each in trained if name == "muon" and each.ndim == 2 and id(each) not in embeddings]
+    by_muon = {id(matrix) for matrix in matrices}
+    others = [each for each in trained if id(each) not in by_muon]
     optimizers: list[Optimizer] = []
     if matrices:
         optimizers.append(Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))

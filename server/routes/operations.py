@@ -13,7 +13,7 @@ from server.access import Needs, principal_of
 from server.admin_schemas import UsageAnswer, daily_usage
 from server.answer_schemas import InfoAnswer, StatusAnswer, TokenizedAnswer
 from server.errors import InvalidValue, Unavailable
-from server.http import read_json, written
+from server.http import read_json
 from server.openapi import errors, json_body
 from server.schemas import MAX_BEST_OF, MAX_STOP_STRINGS, TokenizeBody
 from server.services import Services, services_of
@@ -66,7 +66,7 @@ async def info(request: Request) -> Response:
 async def usage(request: Request) -> Response:
     """What the caller's tenant used, by task and day; it is written down every few seconds."""
     ledger, tenant = services_of(request).store.usage, principal_of(request).tenant
-    return await written(lambda: JSONResponse(daily_usage(ledger.by_day(tenant)).model_dump(mode="json")), is_long=True)
+    return await asyncio.to_thread(lambda: JSONResponse(daily_usage(ledger.by_day(tenant)).model_dump(mode="json")))
 
 
 @router.get(

@@ -37,7 +37,6 @@ from server.http import (
     read_json,
     unless_disconnected,
     validate,
-    written,
 )
 from server.openapi import errors, json_body, reference, request_body
 from server.parameters import check_combination, sampling_params, with_defaults
@@ -96,7 +95,7 @@ async def list_tasks(
         page = _with_usage(store.usage, tenant, tasks[:limit])
         return _json(TasksAnswer(tasks=page, next=page[-1].task_id if len(tasks) > limit else None))
 
-    return await written(write, is_long=True)
+    return await asyncio.to_thread(write)
 
 
 @router.get(
@@ -273,7 +272,7 @@ async def _task_response(request: Request, task: Task) -> Response:
         (answer,) = _with_usage(ledger, tenant, [task])
         return _json(answer, etag=task.served.sha256)
 
-    return await written(write, is_long=True)
+    return await asyncio.to_thread(write)
 
 
 def _json(answer: BaseModel, status: int = 200, etag: str | None = None) -> Response:

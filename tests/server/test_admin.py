@@ -102,6 +102,12 @@ def test_a_store_is_backed_up_checked_restored_and_swept(place: list[str], tmp_p
     assert json.loads(run(store, "sweep", *place)) == {"num_bytes": 0}
 
 
+@pytest.mark.parametrize("path", ["copy", "/tmp/a\0b", "/tmp/" + "x" * 300])
+def test_a_path_that_no_backup_can_have_is_refused(start_guarded: Callable[..., Guarded], path: str) -> None:
+    answer = start_guarded(Tenant(name="root")).ask("root/operator", "POST", "/admin/backup", json={"path": path})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+
+
 def test_damage_is_told_and_ends_with_an_error(tmp_path: Path) -> None:
     opened = PrefixStore(tmp_path / "store", backbone=BackboneSpec("tiny", SHAPE, FINGERPRINT))
     body = prefix_file()
