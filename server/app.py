@@ -44,7 +44,7 @@ from server.middleware import RequestMiddleware
 from server.openapi import document
 from server.routes import admin, generate, live, openai, operations, page, score, tasks
 from server.services import Loads, Services
-from server.settings import Settings
+from server.settings import Settings, unknown_variables
 from server.text import Tokenizer
 
 ROUTERS = (
@@ -143,6 +143,8 @@ def create_app(
             services.log.info("ready", backbone=services.backbone.name, device=services.backbone.device_name)
             if services.backbone.is_slow:
                 services.log.warning("slow", what="the package was built without a C++ compiler, so torch does all")
+            if unknown := unknown_variables():
+                services.log.warning("unknown_settings", names=unknown, what="these environment variables set nothing")
             if settings.no_auth:
                 services.log.warning("no_auth", what="whoever reaches this server may use and change everything on it")
             yield

@@ -31,14 +31,15 @@ SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
 BEAMS = {"num_beams", "length_penalty", "early_stopping"}
 
 
-def with_defaults(own: GenerateParameters, defaults: Mapping[str, object]) -> GenerateParameters:
+def with_defaults(own: GenerateParameters, defaults: Mapping[str, object], stream: bool = False) -> GenerateParameters:
     """Fill in a task's defaults where the request says nothing, but for those that go against how it is to be searched:
-    it says greedy, by `do_sample: false` or temperature 0, or beams, or that it samples."""
-    refused: set[str] = set()
+    it says greedy, by `do_sample: false` or temperature 0, or beams, or that it samples; or it wants a stream, which
+    tells tokens before a better answer could be chosen."""
+    refused: set[str] = BEAMS | {"best_of"} if stream else set()
     if own.do_sample is False or own.temperature == 0 or own.num_slots > 1:
-        refused = SAMPLING | {"best_of"}
+        refused |= SAMPLING | {"best_of"}
     elif is_sampling(own) or own.num_samples > 1:
-        refused = BEAMS | ({"temperature"} if defaults.get("temperature") == 0 else set())
+        refused |= BEAMS | ({"temperature"} if defaults.get("temperature") == 0 else set())
     unset = {name: value for name, value in defaults.items() if getattr(own, name) is None and name not in refused}
     return own.model_copy(update=unset)
 

@@ -3,6 +3,7 @@
 The only place that reads the environment. Knows nothing of what the settings are used for.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefix_store.home import place_of
 
+PREFIX = "POLYPREFIX_"
+OF_CLIENTS = {"POLYPREFIX_URL", "POLYPREFIX_API_KEY"}
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -19,7 +22,7 @@ class Settings(BaseSettings):
     """Times are in seconds, sizes in bytes. An argument wins over the environment, the environment over the default; an
     empty variable is none."""
 
-    model_config = SettingsConfigDict(env_prefix="POLYPREFIX_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     model: str | None = None
     """A directory or a hub id; None is the model that ships with the package."""
@@ -74,3 +77,9 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> frozenset[str]:
         return frozenset(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+
+
+def unknown_variables() -> list[str]:
+    """What the environment has that looks like a setting and is none: mistyped, or of another version."""
+    known = OF_CLIENTS | {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)

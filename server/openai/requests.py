@@ -76,7 +76,7 @@ def _settled(
     body: SampledBody, own: GenerateParameters, asked: Asked, defaults: Mapping[str, object]
 ) -> GenerateParameters:
     """With the task's defaults and then OpenAI's: it samples, unless the request or the task chooses another way."""
-    parameters = with_defaults(own, asked.defaults)
+    parameters = with_defaults(own, asked.defaults, bool(body.stream))
     chosen = parameters.num_slots > 1 or any(getattr(parameters, name) is not None for name in SAMPLING)
     parameters = with_defaults(parameters, {**defaults, **({} if chosen else {"temperature": TEMPERATURE})})
     check_combination(parameters, bool(body.stream))

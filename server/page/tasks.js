@@ -9,6 +9,7 @@ import "./uploads.js";
 const NUM_SHOWN = 100;
 const ROLES = ["system", "user", "assistant"];
 const open = new Set(); // tasks whose details are shown
+const unsaved = new Map(); // by task, what was typed into its settings: a card is made anew when its numbers change
 let shown = []; // what was drawn last
 
 export const tasks = {
@@ -142,9 +143,14 @@ function settings(task, act) {
     ),
     make("div", { class: "actions" }, make("button", { type: "submit" }, "Save")),
   );
+  for (const [name, value] of unsaved.get(task.task_id) ?? []) form.elements[name].value = value;
+  form.addEventListener("input", () => unsaved.set(task.task_id, [...new FormData(form)]));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    act(() => ask("PATCH", taskPath(task.task_id), { json: { config: configOf(form) } }));
+    act(async () => {
+      await ask("PATCH", taskPath(task.task_id), { json: { config: configOf(form) } });
+      unsaved.delete(task.task_id);
+    });
   });
   return form;
 }
@@ -191,7 +197,9 @@ function remove(task, act) {
     `Its ${count(task.versions.length, "version")} will be gone. Requests that are running end as they began.`;
   dialog.returnValue = "";
   dialog.onclose = () => {
-    if (dialog.returnValue === "yes") act(() => ask("DELETE", taskPath(task.task_id)));
+    if (dialog.returnValue !== "yes") return;
+    unsaved.delete(task.task_id);
+    act(() => ask("DELETE", taskPath(task.task_id)));
   };
   dialog.showModal();
 }

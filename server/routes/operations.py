@@ -21,6 +21,7 @@ from server.services import Services, services_of
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", responses={200: {"model": StatusAnswer}, **errors(503)})
 async def health(request: Request) -> Response:
     """Is the process alive, and its engine? Being idle or busy or draining is no illness."""
@@ -30,6 +31,7 @@ async def health(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={200: {"model": StatusAnswer}, **errors(503)})
 async def ready(request: Request) -> Response:
     """Should requests be sent here? Degraded: tasks in memory are served, but the store cannot be reached."""
@@ -46,6 +48,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
+@router.head("/ping", include_in_schema=False)
 @router.get("/ping", responses={200: {"model": StatusAnswer}})
 async def ping() -> Response:
     return JSONResponse({"status": "ok"})

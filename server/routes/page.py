@@ -25,6 +25,7 @@ FILES = StaticFiles(directory=Path(__file__).parents[1] / "page")
 router = APIRouter(tags=["page"])
 
 
+@router.head("/", include_in_schema=False)
 @router.get(
     "/", response_class=Response, responses={200: {"content": {"text/html": {}}, "description": "The web page"}}
 )

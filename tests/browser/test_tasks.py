@@ -110,6 +110,22 @@ def test_an_older_version_is_served_again(tasks: Page, url: str, name: str) -> N
         )
 
 
+def test_settings_that_are_not_saved_stay_as_typed_where_the_task_was_used(tasks: Page, url: str, name: str) -> None:
+    with client_of(url) as http:
+        publish(http, "e2e", name)
+        reload(tasks)
+        card(tasks, name).get_by_text("Settings", exact=True).click()
+        card(tasks, name).get_by_label("Description").fill("Not saved yet")
+        generated(http, name, INPUTS)
+        tasks.get_by_role("link", name="Playground", exact=True).click()
+        tasks.get_by_role("link", name="Tasks", exact=True).click()
+        expect(card(tasks, name)).to_contain_text("1 request")
+        expect(card(tasks, name).get_by_label("Description")).to_have_value("Not saved yet")
+        card(tasks, name).get_by_role("button", name="Save").click()
+        expect(card(tasks, name).locator("header + p")).to_have_text("Not saved yet")
+        assert http.get(f"/tasks/{name}").json()["config"]["description"] == "Not saved yet"
+
+
 def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
         publish(http, "events_acts", name)

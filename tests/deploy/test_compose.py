@@ -58,7 +58,9 @@ def test_one_server_makes_its_first_key_and_of_several_none_does() -> None:
 @of_every_service
 def test_its_image_is_one_release(file: str, name: str) -> None:
     image = services(file)[name]["image"]
-    assert image == "${IMAGE:-polyprefix}" or re.fullmatch(r"[\w./-]+:v?\d+\.\d+[\w.-]*", image)
+    assert image in ("${IMAGE:-polyprefix}", "${IMAGE:-polyprefix}-gpu") or re.fullmatch(
+        r"[\w./-]+:v?\d+\.\d+[\w.-]*", image
+    )
 
 
 @of_every_service

@@ -32,6 +32,7 @@ from tests.server.conftest import FINGERPRINT, Guarded, Running, guarded, loader
 from tests.server.fakes import SHAPE, EchoEngine, Gate
 
 OPEN_TO_ALL = {("GET", path) for path in ("/health", "/ready", "/ping", "/", "/page/{name}")}
+OPEN_TO_ALL |= {("HEAD", path) for path in ("/health", "/ready", "/ping", "/")}
 ROUTES = [
     (method, route)
     for router in ROUTERS

@@ -31,6 +31,14 @@ def test_an_idle_server_is_healthy_and_ready(server: Running) -> None:
     assert server.http.get("/ping").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/ping", "/"])
+def test_who_only_looks_whether_it_is_there_gets_no_body(server: Running, path: str) -> None:
+    """As monitors do it."""
+    answer = server.http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == server.http.get(path).headers["content-length"]
+
+
 def test_a_store_that_cannot_be_reached_makes_it_degraded(server: Running) -> None:
     def unreachable() -> None:
         raise StoreUnavailable("the disk is gone")
@@ -138,6 +146,23 @@ def test_steps_that_hold_rows_of_different_prefixes_are_counted(start) -> None: 
     assert metric(server, 'step_distinct_prefixes_bucket{le="2.0"}') > metric(
         server, 'step_distinct_prefixes_bucket{le="1.0"}'
     )
+
+
+@pytest.mark.parametrize(("name", "is_told"), [("POLYPREFIX_MAX_NUM_SEQ", True), ("POLYPREFIX_MAX_NUM_SEQS", False)])
+def test_a_mistyped_environment_variable_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, byte_tokenizer: Tokenizer, name: str, is_told: bool
+) -> None:
+    monkeypatch.setenv(name, "8")
+    log = io.StringIO()
+    app = create_app(Settings(store=tmp_path), loader(byte_tokenizer, EchoEngine()), make_logger(log))
+
+    async def start_and_stop() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(start_and_stop())
+    assert (f'"names": ["{name}"]' in log.getvalue()) == is_told
+    assert ("unknown_settings" in log.getvalue()) == is_told
 
 
 @pytest.mark.parametrize("is_slow", [True, False])

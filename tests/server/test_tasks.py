@@ -197,6 +197,18 @@ def test_how_a_request_wants_to_be_searched_wins_over_its_tasks_ways(
     assert (answer.json()["details"]["seed"] is not None) == is_sampled
 
 
+@pytest.mark.parametrize("defaults", [{"num_beams": 2, "length_penalty": 2.0}, {"temperature": 0.7, "best_of": 2}])
+def test_a_task_whose_answers_are_chosen_by_default_is_streamed_unchosen(
+    server: Running, defaults: dict[str, object]
+) -> None:
+    put(server, "chosen", prefix_file(3, 0.1))
+    assert server.http.patch("/tasks/chosen", json={"config": {"parameters": defaults}}).status_code == 200
+    answer = server.http.post("/generate_stream", json={"task_id": "chosen", "inputs": "ab"})
+    assert (answer.status_code, "generated_text" in answer.text) == (200, True), answer.text
+    openai = {"model": "chosen", "prompt": "ab", "stream": True}
+    assert server.http.post("/v1/completions", json=openai).status_code == 200
+
+
 def test_a_rollback_serves_the_older_version(server: Running) -> None:
     put(server, "roll", prefix_file(3, 0.1))
     put(server, "roll", prefix_file(3, 0.2))
