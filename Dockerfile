@@ -1,5 +1,5 @@
-# Serves the embedded model:  docker run -p 8000:8000 IMAGE
-# Another one:                docker run -p 8000:8000 -v ./models:/models -v store:/store IMAGE serve --no-auth --model /models/gpt2
+# Serves the embedded model:  docker run -p 127.0.0.1:8000:8000 IMAGE
+# Another one:                docker run -p 127.0.0.1:8000:8000 -v ./models:/models -v store:/store IMAGE serve --no-auth --model /models/gpt2
 # For tenants with keys:      docker run -v store:/store IMAGE admin tenant add acme, then … admin key create acme, then … IMAGE serve
 # For Ray Serve:              docker build --build-arg EXTRAS=server,cloud,ray .
 ARG BASE=python:3.11-slim-bookworm

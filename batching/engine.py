@@ -343,7 +343,9 @@ def _tells_of_its_prompt(step: RowStep) -> bool:
 
 
 def _step_row(step: RowStep) -> StepRow:
-    return StepRow(step.sequence.request.request_id, step.row.slot, step.num_new_tokens, step.is_decode)
+    sequence, row = step.sequence, step.row
+    gives_token = step.completes_row and row is sequence.rows[0] and not isinstance(sequence.request, Compile)
+    return StepRow(sequence.request.request_id, row.slot, step.num_new_tokens, step.is_decode, gives_token)
 
 
 def _held_by_constraints(steps: list[RowStep]) -> set[Sequence]:

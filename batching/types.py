@@ -239,12 +239,14 @@ class Compiled:
 
 class StepRow(NamedTuple):
     """One row of a forward pass: whose it is, its slot, and how many tokens it computed there; one that decodes goes
-    on from a token of its own."""
+    on from a token of its own. `gives_token`: the answer has one more after it; of several rows that make one answer,
+    the first says so."""
 
     request_id: str
     slot: int
     num_tokens: int
     is_decode: bool
+    gives_token: bool
 
 
 @dataclass(frozen=True, slots=True)

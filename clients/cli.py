@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from clients import calls
 from clients.calls import Call
@@ -21,6 +22,7 @@ from clients.errors import ApiError, DeadlineExceeded, GenerationFailed, Invalid
 from clients.results import Generation, Json, Task, Version
 from clients.terminal import all_tasks, complete_task, connected, echo_json, fail, unread
 
+WIDE = 1000  # columns
 Url = Annotated[str, typer.Option(envvar="POLYPREFIX_URL", help="Where the server answers.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="The tenant's key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -69,7 +71,10 @@ def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = Fals
     if as_json:
         echo_json(found)
     else:
-        Console().print(task_table([Task.from_json(task) for task in found]))
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDE  # for whoever greps: nothing is cut
+        console.print(task_table([Task.from_json(task) for task in found]))
 
 
 def generate(
@@ -129,13 +134,19 @@ def delete(task: TaskId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json
 
 
 def task_table(found: list[Task]) -> Table:
-    table = Table("task", "version", "kind", "virtual tokens", "bytes", "since", "description")
+    task_id = Column("task", overflow="fold")
+    table = Table(task_id, "version", "kind", "virtual tokens", "bytes", "since", "description")
     for task in found:
         served = task.served
         since = f"{served.created_at:%Y-%m-%d %H:%M}"
         numbers = str(served.version), served.kind, str(served.num_virtual_tokens), str(served.num_bytes)
-        table.add_row(task.task_id, *numbers, since, task.config.description)
+        table.add_row(task.task_id, *numbers, since, as_written(task.config.description))
     return table
+
+
+def as_written(text: str) -> Text:
+    """Somebody's text in a table: no markup, and nothing that moves the terminal's cursor."""
+    return Text("".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text))
 
 
 def echo_stream(client: Client, task: str, prompt: str, parameters: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Knows httpx's clients. Knows nothing of calls or answers.
 """
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
@@ -43,7 +44,7 @@ class Connections:
         self._headers = headers
         self._timeout = timeout
         self._transport = transport
-        self._certificates = httpx.create_ssl_context()  # made once: it reads a file
+        self._certificates: ssl.SSLContext | None = None
         self._all: list[httpx.AsyncClient] = []
         self._idle: list[httpx.AsyncClient] = []
 
@@ -63,19 +64,28 @@ class Connections:
                     await connection.aclose()
 
     def _open(self) -> httpx.AsyncClient:
+        """Raises `ConnectionFailed` where the environment names certificates or a proxy that cannot be used."""
+        is_secure = self._base_url.scheme == "https"
         try:
+            if is_secure and self._certificates is None:
+                self._certificates = httpx.create_ssl_context()  # made once: it reads a file
             connection = httpx.AsyncClient(
                 base_url=self._base_url,
                 auth=self._auth,
                 headers=self._headers,
                 timeout=self._timeout,
                 transport=self._transport,
-                verify=self._certificates,
+                verify=self._certificates or False,  # False: of http nothing is to be verified
                 limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
                 trust_env=not is_this_machine(self._base_url.host),  # no proxy leads back here
             )
         except (ImportError, ValueError) as error:
             reason = f"the proxy that the environment names cannot be used: {error}"
+            raise ConnectionFailed(str(self._base_url), reason) from error
+        except OSError as error:
+            reason = (
+                f"the certificates that the environment names (SSL_CERT_FILE, SSL_CERT_DIR) cannot be read: {error}"
+            )
             raise ConnectionFailed(str(self._base_url), reason) from error
         self._all.append(connection)
         return connection

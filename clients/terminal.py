@@ -16,10 +16,11 @@ import typer
 from clients import calls
 from clients.calls import Call
 from clients.client import DEFAULT_URL, Client
-from clients.errors import ConnectionFailed, NotFound, PolyprefixError
+from clients.errors import ConnectionFailed, NotFound, PolyprefixError, TimedOut
 from clients.results import Json
 from clients.retries import Retries
 
+MAX_PAGE = 1000  # tasks, of which a server lists no more at a time
 COMPLETION_SECONDS = 1.0  # a shell that waits longer for a Tab seems to hang
 
 
@@ -32,6 +33,8 @@ def connected(url: str, api_key: str | None, task: str | None = None) -> Iterato
                 yield client
             except NotFound as error:
                 fail(f"{error}{did_you_mean(client, task)}" if task else str(error))
+    except TimedOut as error:
+        fail(f"no answer from {error.url} in time; try again")
     except ConnectionFailed as error:
         fail(f"{error} --url or POLYPREFIX_URL name another one.")
     except PolyprefixError as error:
@@ -65,10 +68,10 @@ def complete_task(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def all_tasks(client: Client) -> Iterator[Json]:
-    page = client.carry_out(unread(calls.tasks()))
+    page = client.carry_out(unread(calls.tasks(MAX_PAGE)))
     yield from page["tasks"]
     while page.get("next") is not None:
-        page = client.carry_out(unread(calls.tasks(after=page["next"])))
+        page = client.carry_out(unread(calls.tasks(MAX_PAGE, page["next"])))
         yield from page["tasks"]
 
 

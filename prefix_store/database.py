@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlite3 import Connection as SqliteConnection
 from sqlite3 import Error as SqliteError
 from sqlite3 import connect
+from urllib.parse import parse_qsl
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
@@ -176,7 +177,7 @@ def _engine(url: str | URL) -> Engine:
     try:
         if parsed.drivername == "postgresql+psycopg":
             # The ping replaces connections that a restart of the database has cut.
-            with_patience = parsed.set(query={**_POSTGRESQL_DEFAULTS, **parsed.query})
+            with_patience = parsed.set(query={**_POSTGRESQL_DEFAULTS, **_blank(str(url)), **parsed.query})
             pool = {"pool_size": _NUM_CONNECTIONS, "max_overflow": 0, "pool_timeout": 5}
             return create_engine(with_patience, pool_pre_ping=True, **pool)
         if parsed.drivername == "sqlite":
@@ -184,6 +185,12 @@ def _engine(url: str | URL) -> Engine:
     except ModuleNotFoundError as error:
         raise UnsuitablePlace("the registry needs psycopg: pip install 'polyprefix[cloud]'") from error
     raise UnsuitablePlace("that is no registry's URL; expected postgresql+psycopg://user@host/database")
+
+
+def _blank(url: str) -> dict[str, str]:
+    """What a URL sets to nothing, `?options=`: SQLAlchemy reads it as if it were not there."""
+    given = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    return {name: value for name, value in given if not value}
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

@@ -20,6 +20,7 @@ import typer
 from prefix_store.backup import restore as restore_backup
 from prefix_store.errors import StoreError
 from prefix_store.home import REGISTRY, place_of
+from server.access import is_loopback
 from server.admin_app import create_admin_app
 from server.administration import open_store
 
@@ -228,8 +229,10 @@ def ask(where: Where, method: str, path: str, **options: Any) -> Any:
     except StoreError as error:
         fail(str(error))
     except httpx.HTTPError as error:
-        fail(f"no answer from {where.url}: {error or type(error).__name__}")
-    except (ValueError, httpx.InvalidURL) as error:  # a weight that is no number, a key that no header can hold
+        url = httpx.URL(where.url or "").copy_with(userinfo=b"")
+        fail(f"no answer from {url}: {error or type(error).__name__}")
+    except (ValueError, httpx.InvalidURL, ImportError, FileNotFoundError) as error:
+        # A weight that is no number, a key that no header can hold; a proxy, or certificates, that are not there.
         fail(f"that cannot be asked: {error}")
 
 
@@ -251,7 +254,9 @@ async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
 async def _connected(where: Where, makes_store: bool) -> AsyncIterator[httpx.AsyncClient]:
     if where.url is not None:
         headers = {} if where.api_key is None else {"authorization": f"Bearer {where.api_key}"}
-        async with httpx.AsyncClient(base_url=where.url, headers=headers, timeout=SECONDS) as http:
+        is_near = is_loopback(httpx.URL(where.url).host)  # no proxy leads back here, nor may it see the key
+        options: dict[str, Any] = {"headers": headers, "timeout": SECONDS, "trust_env": not is_near}
+        async with httpx.AsyncClient(base_url=where.url, **options) as http:
             yield http
         return
     place = place_of(where.store)

@@ -104,7 +104,7 @@ def _load(settings: Settings, model: str) -> Loaded:
             memory=memory,
         )
         stack.callback(store.close)
-        if settings.first_key_file is not None and not store.tenants.has_keys():
+        if settings.first_key_file is not None and not settings.no_auth and not store.tenants.has_keys():
             write_first_key(store.tenants, settings.first_key_file)
         has_keys = store.tenants.has_keys()
         capacity = engine.allocate(Allocate(settings.max_num_seqs, settings.max_model_len, has_reserve=has_keys))

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from server.app import Loaded, ServerStartError, create_app, load
 from server.errors import Unavailable
+from server.lifecycle import end_at_once
 from server.middleware import RefusalAtOnce
 from server.protocol import DeadlineProtocol
 from server.services import Services
@@ -68,6 +70,7 @@ def serve(
 ) -> None:
     """Serve many prefix-tuned tasks on one frozen GPT-2. Every option can also be set as POLYPREFIX_… ."""
     given = {name: value for name, value in locals().items() if value is not None}
+    signal.signal(signal.SIGTERM, end_at_once)  # until there is something to drain
     try:
         settings = Settings(**given)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

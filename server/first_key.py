@@ -22,7 +22,11 @@ def write_first_key(tenants: TenantRegistry, path: Path) -> None:
     """
     if path.is_file() and path.stat().st_size == 0:  # of a server that was killed before there was a key
         path.unlink()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        message = f"{path} is there, perhaps with the key of another store: the first key of this one needs a new file"
+        raise FileExistsError(f"{message}; move it away, or set POLYPREFIX_FIRST_KEY_FILE") from None
     with os.fdopen(descriptor, "w") as file, contextlib.ExitStack() as undo:
         undo.callback(path.unlink)
         fsync_directory(path.parent)

@@ -6,8 +6,10 @@ error.
 """
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
+from types import FrameType
 
 from structlog.typing import FilteringBoundLogger
 
@@ -34,7 +36,7 @@ class Lifecycle:
         self.exit_code = 0
 
     def listen_to_signals(self, give_up: Callable[[], None]) -> None:
-        """Drain on the first SIGTERM or SIGINT; the second one is the system's own and ends the process at once.
+        """Drain on the first SIGTERM or SIGINT; the second one ends the process at once.
 
         `give_up` is called when the drain timeout has passed.
         """
@@ -62,6 +64,13 @@ class Lifecycle:
     def _on_signal(self, signal_number: signal.Signals, give_up: Callable[[], None]) -> None:
         for each in (signal.SIGTERM, signal.SIGINT):
             self._loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL)
+            signal.signal(each, end_at_once)
         self._log.info("signal", name=signal_number.name)
         self.drain(give_up)
+
+
+def end_at_once(signal_number: int, _: FrameType | None) -> None:
+    """What a signal does by itself, but for a container's first process, which it leaves as it is."""
+    signal.signal(signal_number, signal.SIG_DFL)
+    os.kill(os.getpid(), signal_number)
+    os._exit(128 + signal_number)

@@ -31,7 +31,8 @@ class LiveView:
     def event(self, principal: Principal, is_whole: bool, cache: CacheStats) -> dict[str, Any]:
         """`is_whole`: with everybody's names; else with those of the principal's own tenant.
 
-        `steps` has a row as slot, place in `owners` (-1: unnamed), and number of the prompt's tokens (0: it decodes).
+        `steps` has a row as slot, place in `owners` (-1: unnamed), and number of the prompt's tokens (0: it decodes);
+        `tokens` is how many answers got one more.
         Times are in milliseconds; `now` and `at` count from an unknown moment.
         """
         seen = None if is_whole else principal.tenant
@@ -98,7 +99,8 @@ def _step(step: LiveStep, seen: str | None, owners: dict[tuple[str, str], int]) 
         [row.slot, _place(owner, seen, owners), 0 if row.is_decode else row.num_tokens]
         for row, owner in zip(stats.rows, step.owners, strict=True)
     ]
-    return {"step": stats.step, "at": _ms(step.at), "ms": _ms(stats.seconds), "rows": rows}
+    num_tokens = sum(row.gives_token for row in stats.rows)
+    return {"step": stats.step, "at": _ms(step.at), "ms": _ms(stats.seconds), "tokens": num_tokens, "rows": rows}
 
 
 def _place(owner: Owner | None, seen: str | None, owners: dict[tuple[str, str], int]) -> int:

@@ -89,7 +89,10 @@ class Metrics:
     @contextmanager
     def served(self, host: str, port: int) -> Iterator[int]:
         """On a port of its own, to whoever reaches it; 0 takes a free one, which is returned. Raises `OSError`."""
-        server, thread = start_http_server(port, host, self.registry)
+        try:
+            server, thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise OSError(error.errno, f"{host}:{port}, for the metrics: {error.strerror}") from error
         try:
             yield server.server_port
         finally:

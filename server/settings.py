@@ -71,8 +71,8 @@ class Settings(BaseSettings):
     idle_timeout: Seconds = 75.0
     """For how long a connection without a request is kept. A balancer that keeps its own for longer (most do for 60)
     may send a request on one that is being closed."""
-    drain_notice: Annotated[float, Field(ge=0)] = 1.0
-    drain_timeout: Annotated[float, Field(ge=0)] = 30.0
+    drain_notice: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    drain_timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
 
     @property
     def host_names(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ export const catalogue = new (class extends EventTarget {
   tasks = [];
   isLoaded = false;
   isWhole = true; // else there are more tasks than are loaded
+  problem = ""; // why the list is not what it should be
 
   async load() {
     const tasks = [];
@@ -22,8 +23,19 @@ export const catalogue = new (class extends EventTarget {
     this.tasks = tasks;
     this.isWhole = !after;
     this.isLoaded = true;
+    this.problem = "";
     for (const task of tasks) colourClass(task.task_id); // in the order of the list
     this.dispatchEvent(new Event("change"));
+  }
+
+  /** Load again after a change. What went wrong here is no failure of the change, so it is told beside the list. */
+  async reload() {
+    try {
+      await this.load();
+    } catch (error) {
+      this.problem = `the list could not be loaded: ${error.message}`;
+      this.dispatchEvent(new Event("change"));
+    }
   }
 
   find(taskId) {

@@ -18,6 +18,7 @@ let latest = null; // the last event
 let steps = []; // { step, at, rows: [{ slot, name, numPromptTokens }] }
 let perSecond = new Map(); // tokens by second of the server's clock
 let toldAt = 0;
+let takenAt = 0; // when the last event came, by this machine's clock
 
 export const live = {
   show() {
@@ -44,8 +45,12 @@ async function watch() {
   while (watching === mine) {
     try {
       const response = await ask("GET", "live", { signal: mine.signal });
-      forget();
-      for await (const event of events(response)) take(event);
+      let isFirst = true;
+      for await (const event of events(response)) {
+        if (isFirst && !continues(event)) forget();
+        isFirst = false;
+        take(event);
+      }
     } catch (error) {
       if (mine.signal.aborted || error.status === 401) return;
       byId("live-state").textContent = `${error.message}; trying again`;
@@ -54,7 +59,14 @@ async function watch() {
   }
 }
 
-/** A new connection may be to a new server, whose clock is another. */
+/** Whether it is of the server that was watched before: a new one has another clock, and counts its steps anew. */
+function continues(event) {
+  if (!latest) return false;
+  const passed = event.now - latest.now;
+  const lastStep = event.steps.at(-1)?.step ?? 0;
+  return Math.abs(passed - (Date.now() - takenAt)) < RETRY_AFTER && lastStep >= (steps.at(-1)?.step ?? 0);
+}
+
 function forget() {
   steps = [];
   perSecond = new Map();
@@ -63,13 +75,15 @@ function forget() {
 function take(event) {
   if (isPaused) return;
   latest = event;
+  takenAt = Date.now();
+  const known = steps.at(-1)?.step ?? -1;
   const isOperator = event.cache !== null && key.get() !== null;
   const names = event.owners.map(({ tenant, task_id }) => (isOperator ? `${tenant}/${task_id}` : task_id));
-  for (const { step, at, rows } of event.steps) {
+  for (const { step, at, tokens, rows } of event.steps) {
+    if (step <= known) continue; // a new connection begins with all that are remembered
     steps.push({ step, at, rows: rows.map(([slot, owner, prompt]) => ({ slot, name: names[owner] ?? null, prompt })) });
     const second = Math.floor(at / 1000);
-    const numTokens = rows.reduce((sum, row) => sum + (row[2] === 0), 0);
-    perSecond.set(second, (perSecond.get(second) ?? 0) + numTokens);
+    perSecond.set(second, (perSecond.get(second) ?? 0) + tokens);
   }
   steps = steps.slice(-MAX_STEPS);
   for (const second of perSecond.keys()) if (second < event.now / 1000 - RATE_SECONDS - 1) perSecond.delete(second);

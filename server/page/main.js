@@ -62,8 +62,10 @@ byId("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const problem = byId("login-error");
   problem.hidden = true;
-  key.set(byId("secret").value.trim());
+  const secret = byId("secret").value.trim();
   try {
+    if (!/^[!-~]+$/.test(secret)) throw new Error("no key has such characters: paste it as it was given");
+    key.set(secret);
     await enter();
     byId("secret").value = "";
     byId("login").close();

@@ -100,6 +100,7 @@ function update() {
   const found = catalogue.tasks.filter(
     (task) => chosen.has(task.task_id) || task.task_id.toLowerCase().includes(wanted),
   );
+  if (found.length > NUM_SHOWN) found.sort((a, b) => chosen.has(b.task_id) - chosen.has(a.task_id)); // to be seen at all
   const names = [...found.slice(0, NUM_SHOWN).map((task) => task.task_id), BASE];
   byId("choices").replaceChildren(...names.map(choice));
   byId("num-chosen").textContent =
@@ -151,6 +152,7 @@ form.addEventListener("keydown", (event) => {
 });
 byId("stop").addEventListener("click", () => running?.abort());
 catalogue.addEventListener("change", () => {
+  if (!catalogue.isLoaded) return;
   for (const taskId of chosen) if (taskId !== BASE && !catalogue.find(taskId)) chosen.delete(taskId);
   if (chosen.size === 0) {
     const first = catalogue.tasks.slice(0, 3).map((task) => task.task_id);

@@ -7,6 +7,7 @@ import { byId, bytes, count, facts, make, say } from "./dom.js";
 import "./uploads.js";
 
 const NUM_SHOWN = 100;
+const SERVED = "served";
 const ROLES = ["system", "user", "assistant"];
 const open = new Set(); // tasks whose details are shown
 const unsaved = new Map(); // by task, what was typed into its settings: a card is made anew when its numbers change
@@ -14,7 +15,7 @@ let shown = []; // what was drawn last
 
 export const tasks = {
   show() {
-    catalogue.load().catch((error) => say(error.message));
+    catalogue.reload();
   },
 };
 
@@ -29,6 +30,7 @@ function draw() {
 }
 
 function numbers(numFound) {
+  if (catalogue.problem) return catalogue.problem;
   const total = `${count(catalogue.tasks.length, "task")}${catalogue.isWhole ? "" : ", and more"}`;
   if (catalogue.tasks.length === 0) return "No task yet. A task is a tuned prefix: upload one above.";
   if (numFound > NUM_SHOWN) return `${total}; the first ${NUM_SHOWN} of ${numFound} found`;
@@ -92,9 +94,17 @@ function details(task, name, title, content) {
   return element;
 }
 
+/** What a version answers: all requests, a share of them, or none. */
+function partOf({ version }, { version: served, traffic }) {
+  if (!traffic) return version === served ? SERVED : null;
+  if (!traffic[version]) return null;
+  const total = Object.values(traffic).reduce((sum, weight) => sum + weight);
+  return `${Math.round((100 * traffic[version]) / total)} % of requests`;
+}
+
 function versions(task, act) {
   const rows = task.versions.toReversed().map((version) => {
-    const isServed = version.version === task.version;
+    const part = partOf(version, task);
     const serve = () => act(() => ask("PATCH", taskPath(task.task_id), { json: { version: version.version } }));
     const button = make(
       "button",
@@ -115,7 +125,7 @@ function versions(task, act) {
       make("td", {}, String(version.num_virtual_tokens)),
       make("td", {}, bytes(version.num_bytes)),
       make("td", {}, make("code", { title: version.sha256 }, version.sha256.slice(0, 10))),
-      make("td", {}, ...flags(version), isServed ? make("span", { class: "badge" }, "served") : button),
+      make("td", {}, ...flags(version), part && make("span", { class: "badge" }, part), part === SERVED ? null : button),
     );
   });
   const heads = ["Version", "Uploaded", "Kind", "Tokens", "Size", "SHA-256", "Served"];
@@ -132,7 +142,7 @@ function settings(task, act) {
   const form = make(
     "form",
     { class: "settings" },
-    field("Description", "description", description),
+    field("Description", "description", description, 1),
     field("Prompt template, with one {inputs}", "prompt_template", template ?? "", 2),
     field("Default parameters, as JSON", "parameters", JSON.stringify(parameters), 2),
     make(
@@ -143,12 +153,13 @@ function settings(task, act) {
     ),
     make("div", { class: "actions" }, make("button", { type: "submit" }, "Save")),
   );
+  const shown = valuesOf(form); // as they are held here, which may differ from what the server has in line ends
   for (const [name, value] of unsaved.get(task.task_id) ?? []) form.elements[name].value = value;
-  form.addEventListener("input", () => unsaved.set(task.task_id, [...new FormData(form)]));
+  form.addEventListener("input", () => unsaved.set(task.task_id, Object.entries(valuesOf(form))));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     act(async () => {
-      await ask("PATCH", taskPath(task.task_id), { json: { config: configOf(form) } });
+      await ask("PATCH", taskPath(task.task_id), { json: { config: changed(valuesOf(form), shown) } });
       unsaved.delete(task.task_id);
     });
   });
@@ -156,34 +167,39 @@ function settings(task, act) {
 }
 
 function field(label, name, value, rows) {
-  const input = rows ? make("textarea", { name, rows, value, spellcheck: false }) : make("input", { name, value });
-  return make("label", {}, label, input);
+  return make("label", {}, label, make("textarea", { name, rows, value, spellcheck: false }));
 }
 
-/** What a form of settings says. Throws where its JSON is none. */
-function configOf(form) {
-  const value = (name) => form.querySelector(`[name="${name}"]`).value;
-  const chat = Object.fromEntries(ROLES.map((role) => [role, value(role)]));
-  let parameters = null;
-  try {
-    parameters = JSON.parse(value("parameters") || "null");
-  } catch (error) {
-    throw new Error(`the default parameters are not JSON: ${error.message}`);
+function valuesOf(form) {
+  return Object.fromEntries([...form.querySelectorAll("textarea")].map(({ name, value }) => [name, value]));
+}
+
+/** The part of a config that was changed: all else stays as it is. Throws where the JSON is none. */
+function changed(values, shown) {
+  const config = {};
+  const differs = (name) => values[name] !== shown[name];
+  if (differs("description")) config.description = values.description;
+  if (differs("prompt_template")) config.prompt_template = values.prompt_template || null;
+  if (differs("parameters")) {
+    try {
+      config.parameters = JSON.parse(values.parameters || "null");
+    } catch (error) {
+      throw new Error(`the default parameters are not JSON: ${error.message}`);
+    }
   }
-  return {
-    description: value("description"),
-    prompt_template: value("prompt_template") || null,
-    parameters,
-    chat_template: Object.values(chat).some(Boolean) ? chat : null,
-  };
+  if (ROLES.some(differs)) {
+    const chat = Object.fromEntries(ROLES.map((role) => [role, values[role]]));
+    config.chat_template = Object.values(chat).some(Boolean) ? chat : null;
+  }
+  return config;
 }
 
 async function carryOut(action, problem) {
   problem.hidden = true;
   try {
     await action();
-    await catalogue.load();
     say("Done");
+    catalogue.reload();
   } catch (error) {
     problem.textContent = error.message;
     problem.hidden = false;

@@ -21,7 +21,7 @@ function upload(file) {
       const size = count(answer.num_virtual_tokens, "virtual token");
       const doubt = answer.backbone_checked ? "" : "; the file does not say for which backbone it was made";
       outcome.textContent = `version ${answer.version} is served: ${size}${doubt}`;
-      return catalogue.load();
+      catalogue.reload();
     })
     .catch((error) => {
       progress.remove();

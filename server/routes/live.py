@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -42,8 +43,10 @@ async def live(request: Request) -> Response:
 
 
 async def _events(request: Request) -> AsyncGenerator[bytes, None]:
-    """The key is proved again for each event: one that was revoked watches no longer."""
+    """The key is proved again for each event: one that was revoked watches no longer. Ends as any request does, since
+    Ray replaces a replica once it has none; who watches asks again."""
     services = services_of(request)
+    end = time.monotonic() + services.settings.request_timeout
     access: Access = request.app.state.access
     view = LiveView(services.live)
     with services.live.watched(principal_of(request).tenant) as changed:
@@ -51,7 +54,7 @@ async def _events(request: Request) -> AsyncGenerator[bytes, None]:
             principal = await access.principal(request.headers.get("authorization"))
             changed.clear()
             yield sse(view.event(principal, sees_all(principal, access.nobody), services.store.stats))
-            if services.lifecycle.is_draining:
+            if services.lifecycle.is_draining or time.monotonic() > end:
                 return
             await asyncio.sleep(MIN_INTERVAL)
             with contextlib.suppress(TimeoutError):

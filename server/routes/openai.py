@@ -67,9 +67,12 @@ async def chat(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """The backbone, and every task that the caller may use."""
     services, tenant = services_of(request), principal_of(request).tenant
-    tasks = await asyncio.to_thread(lambda: list(_all_tasks(services.store, tenant)))
-    models = [_backbone(services), *(_model(services, task) for task in tasks)]
-    return JSONResponse(ModelsAnswer(data=models).model_dump())
+
+    def write() -> Response:
+        models = [_backbone(services), *(_model(services, task) for task in _all_tasks(services.store, tenant))]
+        return JSONResponse(ModelsAnswer(data=models).model_dump())
+
+    return await asyncio.to_thread(write)
 
 
 @router.get("/models/{model}", dependencies=MAY_READ, responses={200: {"model": ModelAnswer}, **READING})

@@ -109,7 +109,24 @@ def test_steps_tell_their_rows_with_slot_and_tokens():
     engine.add_request(second)
     engine.step()
     assert engine.last_step is not None
-    assert engine.last_step.rows == ((first.request_id, 0, 1, True), (second.request_id, 1, 2, False))
+    assert engine.last_step.rows == (
+        (first.request_id, 0, 1, True, True),
+        (second.request_id, 1, 2, False, True),
+    )
+
+
+def test_steps_tell_how_many_answers_got_a_token():
+    """The piece of a prompt that is not its last gives none, and beams together one."""
+    engine = make_engine(MODEL)
+    engine.add_request(ask((1, 2), max_new_tokens=20, min_new_tokens=20, num_beams=2))
+    engine.step()
+    engine.add_request(ask(make_prompt(100), max_new_tokens=3, min_new_tokens=3))
+    given = 1
+    while engine.has_work:
+        engine.step()
+        assert engine.last_step is not None
+        given += sum(row.gives_token for row in engine.last_step.rows)
+    assert given == 20 + 3
 
 
 def test_a_long_prompt_does_not_hold_up_rows_that_decode():

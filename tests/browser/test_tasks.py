@@ -126,6 +126,38 @@ def test_settings_that_are_not_saved_stay_as_typed_where_the_task_was_used(tasks
         assert http.get(f"/tasks/{name}").json()["config"]["description"] == "Not saved yet"
 
 
+def test_settings_that_nobody_touched_stay_as_they_are(tasks: Page, url: str, name: str) -> None:
+    """The page cannot hold them all: line ends that are two characters, numbers beyond 2^53."""
+    kept = {"prompt_template": "a\r\n{inputs}", "parameters": {"seed": 2**63 + 1}}
+    with client_of(url) as http:
+        publish(http, "events_acts", name)
+        http.patch(f"/tasks/{name}", json={"config": kept}).raise_for_status()
+        reload(tasks)
+        card(tasks, name).get_by_text("Settings", exact=True).click()
+        card(tasks, name).get_by_label("Description").fill("Two\nlines")
+        card(tasks, name).get_by_role("button", name="Save").click()
+        expect(card(tasks, name).locator("header + p")).to_have_text("Two lines")
+        config = http.get(f"/tasks/{name}").json()["config"]
+        assert config["description"] == "Two\nlines"
+        assert config["prompt_template"] == kept["prompt_template"]
+        assert config["parameters"]["seed"] == 2**63 + 1
+
+
+def test_versions_that_share_the_requests_say_so_and_one_can_be_served_alone(tasks: Page, url: str, name: str) -> None:
+    with client_of(url) as http:
+        publish(http, "events_acts", name)
+        http.put(f"/tasks/{name}", content=prefix_of("e2e")).raise_for_status()
+        http.patch(f"/tasks/{name}", json={"traffic": {"1": 0.1, "2": 0.9}}).raise_for_status()
+        reload(tasks)
+        card(tasks, name).get_by_text("Versions", exact=True).click()
+        for version, share in ((1, "10"), (2, "90")):
+            row = card(tasks, name).locator("tr", has=tasks.get_by_role("rowheader", name=str(version), exact=True))
+            expect(row.locator(".badge")).to_have_text(f"{share} % of requests")
+        tasks.get_by_role("button", name=f"Serve version 2 of {name}").click()
+        is_served(tasks, name, 2)
+        assert http.get(f"/tasks/{name}").json()["traffic"] is None
+
+
 def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
         publish(http, "events_acts", name)

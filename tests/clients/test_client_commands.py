@@ -150,9 +150,23 @@ def test_tasks_lists_every_page(fake, run):
     fake.will_answer(200, {"tasks": [TASK], "next": "e2e"})
     fake.will_answer(200, {"tasks": [TASK | {"task_id": "haiku"}], "next": None})
     result = run(cli.tasks)
-    assert [received.target for received in fake.received] == ["/tasks?limit=100", "/tasks?limit=100&after=e2e"]
+    assert [received.target for received in fake.received] == ["/tasks?limit=1000", "/tasks?limit=1000&after=e2e"]
     assert "e2e" in result.stdout
     assert "haiku" in result.stdout
+
+
+def test_what_stands_in_a_description_is_shown_and_not_obeyed(fake, run):
+    described = TASK | {"config": TASK["config"] | {"description": "[topic] ends with [/INST] :smile: \x1b[2J"}}
+    fake.will_answer(200, {"tasks": [described], "next": None})
+    result = run(cli.tasks)
+    assert result.exit_code == 0, result.output
+    assert "[topic] ends with [/INST] :smile: \N{REPLACEMENT CHARACTER}[2J" in result.stdout
+
+
+def test_a_long_task_id_is_whole_for_who_greps_it(fake, run):
+    name = "a-task-of-a-customer-with-a-name-" * 3
+    fake.will_answer(200, {"tasks": [TASK | {"task_id": name}], "next": None})
+    assert name in run(cli.tasks).stdout
 
 
 def test_tasks_in_json_are_as_the_server_tells_them(fake, run):

@@ -86,6 +86,14 @@ def test_a_proxy_is_not_asked_who_is_on_this_machine(fake, ask, monkeypatch, nam
     assert ask("generate", "e2e", "x").generated_text == "x"
 
 
+def test_certificates_are_read_where_there_is_something_to_verify(fake, ask, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")  # as a removed Conda environment leaves it
+    fake.will_answer(204)
+    ask("delete", "e2e")
+    with Client("https://192.0.2.1") as client, pytest.raises(ConnectionFailed, match="SSL_CERT_FILE"):
+        client.delete("e2e")
+
+
 def test_a_proxy_that_cannot_be_used_is_told_in_a_line(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "nonsense://127.0.0.1:1")
     with Client("http://192.0.2.1") as client, pytest.raises(ConnectionFailed, match="the proxy that the environment"):

@@ -78,6 +78,12 @@ def test_settings_become_the_servers_environment() -> None:
     )
 
 
+def test_a_store_that_was_restored_beside_the_old_one_can_be_served() -> None:
+    pod = pod_of(render("settings.store=/store/again"))
+    assert environment(pod)["POLYPREFIX_STORE"] == "/store/again"
+    assert "/store" in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+
+
 def test_a_value_that_there_is_not_is_refused() -> None:
     with pytest.raises(AssertionError, match="'replica' not allowed"):
         render("replica=3")

@@ -30,7 +30,9 @@ def services(name: str = "compose.yaml") -> dict[str, Any]:
     found: dict[str, Any] = load(name)["services"]
     for service in found.values():
         if base := service.pop("extends", None):
-            service.update(services(base["file"])[base["service"]] | service)
+            other = services(base["file"])[base["service"]]
+            environment = {**other.get("environment", {}), **service.get("environment", {})}
+            service.update(other | service | ({"environment": environment} if environment else {}))
     return found
 
 
@@ -85,6 +87,15 @@ def test_its_secrets_are_not_in_the_file(file: str, name: str) -> None:
 def test_what_it_is_told_are_settings(file: str, name: str) -> None:
     told = {variable for variable in services(file)[name].get("environment", {}) if variable.startswith("POLYPREFIX")}
     assert told <= {f"POLYPREFIX_{field.upper()}" for field in Settings.model_fields}
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", FLEET])
+def test_every_setting_is_passed_on_that_the_file_does_not_settle(file: str) -> None:
+    told = services(file)["polyprefix"]["environment"]
+    settled = {"host", "port", "no_auth", "first_key_file", *(() if file == FLEET else ("registry",))}
+    for name in Settings.model_fields.keys() - settled:
+        assert f"POLYPREFIX_{name.upper()}" in told
+    assert "OMP_NUM_THREADS" in told
 
 
 def test_prometheus_scrapes_the_port_that_the_metrics_have() -> None:

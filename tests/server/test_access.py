@@ -276,7 +276,7 @@ def test_a_first_key_that_could_not_be_made_is_made_at_the_next_start(
     write_first_key(tenants, path)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().startswith("pp_")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="perhaps with the key of another store"):
         write_first_key(tenants, path)
     database.close()
 

@@ -156,6 +156,27 @@ def test_a_store_that_is_typed_is_asked_though_the_shell_names_a_server(
     assert "not both" in run(admin, "tenant", "list", *place, "--url", "http://127.0.0.1:1", exit_code=2)
 
 
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:1", "socks5://127.0.0.1:1"])
+def test_no_proxy_is_asked_who_is_on_this_machine(
+    place: list[str], monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """It could not find it, and would see the key."""
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.setenv("NO_PROXY", "")
+    run(admin, "tenant", "add", "acme", *place)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "socks5://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere")])
+def test_an_environment_that_cannot_be_used_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    said = run(admin, "tenant", "list", "--url", "https://192.0.2.1", exit_code=1)
+    assert "that cannot be asked" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("where", [["--url", "http://[::1"], ["--url", "http://127.0.0.1:1", "--api-key", "pp_…"]])
 def test_what_no_request_can_hold_is_told_in_a_line(where: list[str]) -> None:
     assert "that cannot be asked" in run(admin, "tenant", "list", *where, exit_code=1)

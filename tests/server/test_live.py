@@ -54,6 +54,7 @@ def test_each_steps_rows_are_told_with_slot_and_task(start: Callable[..., Runnin
     trial, first, second = event["steps"]
     assert trial["rows"] == [[0, -1, 1]]  # of the upload: nobody's row
     assert (first["rows"], second["rows"]) == ([[0, 0, 1]], [[0, 0, 0]])
+    assert [trial["tokens"], first["tokens"], second["tokens"]] == [1, 1, 1]
     assert second["step"] == first["step"] + 1
     assert event["num_slots"] == 4
     assert event["cache"]["prefixes"] == 1

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -200,6 +202,42 @@ def test_the_second_signal_ends_it_at_once(launch: Launch) -> None:
     assert server.end() == -signal.SIGTERM
 
 
+PID_ONE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+
+
+def wait_for(what: Callable[[], int], seconds: float = 60) -> int:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.skipif(subprocess.run([*PID_ONE, "true"], check=False).returncode != 0, reason="no namespaces here")
+@pytest.mark.parametrize("has_loaded", [False, True])
+def test_as_a_containers_first_process_it_is_ended_too(tiny_model: Path, tmp_path: Path, has_loaded: bool) -> None:
+    """From that one the kernel keeps every signal that it does not handle, whoever sends it."""
+    options = ["--model", str(tiny_model), "--store", str(tmp_path), "--port", "0"]
+    settings = environment(DRAIN_NOTICE="60", DRAIN_TIMEOUT="60")
+    with subprocess.Popen([*PID_ONE, *COMMAND, *options], env=settings, stdout=subprocess.PIPE, text=True) as outer:
+        try:
+            children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+            server = wait_for(lambda: int(children.read_text() or 0))
+            handled = re.compile(r"^SigCgt:\s*(\w+)$", re.MULTILINE)
+            status = Path(f"/proc/{server}/status")
+            bit = 1 << signal.SIGTERM - 1
+            wait_for(lambda: int(handled.findall(status.read_text())[0], 16) & bit)
+            if has_loaded:
+                assert outer.stdout is not None
+                url = outer.stdout.readline().strip()
+                os.kill(server, signal.SIGTERM)  # drains for a minute
+                wait_for(lambda: httpx.get(f"{url}/ready", trust_env=False).status_code == 503)
+            os.kill(server, signal.SIGTERM)
+            assert outer.wait(30) == 128 + signal.SIGTERM
+        finally:
+            outer.kill()
+
+
 def refused(*options: str, **settings: str) -> str:
     """What the command says when it refuses to start; run in this process, since it ends at once."""
     app = typer.Typer()
@@ -265,9 +303,20 @@ def test_a_server_that_is_told_where_makes_its_first_key_and_only_that_one(launc
     assert not path.exists()
 
 
+def test_a_server_for_everybody_makes_no_key_that_would_close_it(launch: Launch, tmp_path: Path) -> None:
+    for _ in range(2):
+        server = launch(FIRST_KEY_FILE=str(tmp_path / "first-key"), NO_AUTH="true")
+        assert server.http.get("/tasks").status_code == 200
+        assert server.end() == 0
+    assert not (tmp_path / "first-key").exists()
+
+
 def test_a_taken_port_is_told(server: Process, tiny_model: Path, tmp_path: Path) -> None:
     port = str(server.http.base_url.port)
     assert f"127.0.0.1:{port}: Address already in use" in refused("--model", str(tiny_model), "--port", port)
+    own_port = ("--port", "0", "--store", str(tmp_path / "store"), "--metrics-port", port)
+    assert f"127.0.0.1:{port}, for the metrics: Address" in refused("--model", str(tiny_model), *own_port)
+    assert "drain_timeout: Input should be a finite number" in refused(DRAIN_TIMEOUT="inf")
     assert refused("--dtype", "fp32").startswith("polyprefix serve: dtype: Input should be 'auto', 'float32'")
     assert refused("--port", "99999").count("\n") == 1
 
