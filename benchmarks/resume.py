@@ -46,16 +46,22 @@ def command(data: Path, out: Path) -> list[str]:
 
 
 def train(started: list[str]) -> None:
-    subprocess.run(started, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(started)}: {done.stderr}")
 
 
 def train_until(step: int, started: list[str]) -> None:
     """Kill the run once it has told the dev loss of `step`."""
     with subprocess.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = any(f"step {step} of {NUM_STEPS}" in line for line in iter(process.stderr.readline, ""))
-        process.kill()
-    assert told, f"the run ended before it told the dev loss of step {step}"
+        lines: list[str] = []
+        for line in iter(process.stderr.readline, ""):
+            lines.append(line)
+            if f"step {step} of {NUM_STEPS}" in line:
+                process.kill()
+                return
+    raise SystemExit(f"the run ended before it told the dev loss of step {step}: {''.join(lines)}")
 
 
 def record_of(out: Path) -> dict[str, Any]:

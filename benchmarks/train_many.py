@@ -99,7 +99,9 @@ def run(*arguments: str) -> float:
     """Run one command to its end; returns its seconds."""
     started_at = time.perf_counter()
     command = [sys.executable, "-m", "polyprefix", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr}")
     return time.perf_counter() - started_at
 
 

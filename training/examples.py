@@ -8,7 +8,7 @@ import gzip
 import json
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,8 +150,15 @@ def webnlg_entries(path: Path) -> Iterator[tuple[list[Sequence[str]], list[tuple
             triples = [(each["subject"], each["property"], each["object"]) for each in entry["modifiedtripleset"]]
             yield triples, [(text["lex"], text.get("comment", "good")) for text in entry["lexicalisations"]]
     else:
-        for _, record in read_records(path):
+        for number, record in read_records(path):
+            check_has(record, number, "triples", "refs")
             yield record["triples"], [(text["text"], text.get("comment", "good")) for text in record["refs"]]
+
+
+def check_has(record: Mapping[str, Any], number: int, *names: str) -> None:
+    if missing := [name for name in names if name not in record]:
+        pairs = "lines of input and target are --format jsonl"
+        raise BadExamples(f"line {number} has no {' and no '.join(missing)}; {pairs}")
 
 
 def read_dart(path: Path) -> Iterator[Example]:
@@ -207,7 +214,10 @@ def read_wikisplit(path: Path) -> Iterator[Example]:
 def read_sgd(path: Path, service: str) -> Iterator[Example]:
     """One service's system turns of Schema-Guided Dialogue, as JSON lines `{"service", "acts", "text"}`, an act being
     `{"act", "slot", "values"}`: `offer hotel name : Aloft | inform count : 8` -> what the system says."""
-    records = [record for _, record in read_records(path)]
+    records = []
+    for number, record in read_records(path):
+        check_has(record, number, "service", "acts", "text")
+        records.append(record)
     chosen = [record for record in records if record["service"] == service]
     if not chosen:
         services = sorted({record["service"] for record in records})

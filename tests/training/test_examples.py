@@ -152,7 +152,7 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("csv", "", "no format 'csv'; there are jsonl"),
         ("sgd", SGD, "no format 'sgd'; there are .*sgd:SERVICE"),
         ("sgd:Hotels_9", SGD, "no record of the service 'Hotels_9'; there are Banks_1, Hotels_1"),
-        ("sgd:Hotels_1", FILES["jsonl"][1], "KeyError"),
+        ("sgd:Hotels_1", FILES["jsonl"][1], "line 1 has no service and no acts and no text; .*--format jsonl"),
     ],
 )
 def test_a_file_that_is_something_else_is_refused_with_the_place(

@@ -15,6 +15,7 @@ import pytest
 from training.errors import OtherRun
 from training.experiments.command import EXPERIMENTS
 from training.experiments.lab import Lab
+from training.experiments.problems import PROBLEMS
 from training.experiments.scales import SCALES
 from training.experiments.trials import Trial
 from training.experiments.worker import Place
@@ -24,7 +25,7 @@ TINY = replace(
     num_virtual_tokens=2,
     mlp_width=8,
     num_pairs=4,
-    batch_size=2,
+    batch_size=dict.fromkeys(PROBLEMS, 2),
     epochs=dict.fromkeys(SCALES["small"].epochs, 1),
     ablation_steps=1,
     evaluations=1,
@@ -107,6 +108,9 @@ def test_a_folder_belongs_to_one_content_of_the_data_unless_it_does_not_tell(
     place = Place(str(checkpoint), copied, TINY, out, "cpu")
     with Lab(place, "any", 1, print):
         told = json.loads((out / "lab.json").read_text())
+    (copied / "commongen" / "README.md").write_text("no file that is read")
+    with Lab(place, "any", 1, print):
+        assert json.loads((out / "lab.json").read_text()) == told
     (copied / "commongen" / "commongen.dev.tgt.txt").write_text("one\ntwo\n")
     with pytest.raises(OtherRun, match="another sha256 of commongen"):
         Lab(place, "any", 1, print)
@@ -127,7 +131,18 @@ def test_a_folder_belongs_to_one_backbone_and_scale(lab: Lab, checkpoint: Path, 
     with pytest.raises(OtherRun, match="another backbone"):
         Lab(place, "other", 1, print)
     with pytest.raises(OtherRun, match="another batch_size"):
-        Lab(replace(place, scale=replace(TINY, batch_size=3)), "any", 1, print)
+        Lab(replace(place, scale=replace(TINY, batch_size=dict.fromkeys(PROBLEMS, 3))), "any", 1, print)
+
+
+def test_what_is_kept_of_the_trials_here_quotes_no_data() -> None:
+    """WebNLG's texts may not be passed on."""
+    kept = list((Path(__file__).parents[2] / "docs" / "experiments").rglob("trials.jsonl"))
+    assert kept
+    for path in kept:
+        for line in path.read_text().splitlines():
+            result = json.loads(line)
+            texts = [value for name, value in result.items() if name not in ("trial", "split", "bleu_signature")]
+            assert not any(isinstance(value, str) or "inputs" in str(value) for value in texts)
 
 
 ORPHANED = """

@@ -5,6 +5,7 @@ both belong to the backbone, precision, scale and data that `lab.json` names.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from training.backbone import default_precision, device_named
-from training.checkpoint import check_same_run, sha256_of
+from training.checkpoint import check_same_run, sha256_of, write_whole
 from training.experiments.problems import PROBLEMS
 from training.experiments.trials import Trial
 from training.experiments.worker import Place, start_worker, work
@@ -65,10 +66,10 @@ class Lab:
         """BLEU of each one on a test split, by beam search. They have run before."""
         return [result["bleu"] for result in self._results([(trial, split) for trial in trials])]
 
-    def search(self, trial: Trial, learning_rates: Sequence[float] | None = None) -> list[Outcome]:
-        """The trial at these learning rates, or those of its method, and further ones until the best by dev BLEU is not
-        at an edge; the best one comes first."""
-        rates = list(learning_rates or self.scale.learning_rates[trial.method])
+    def search(self, trial: Trial) -> list[Outcome]:
+        """The trial at its method's learning rates, and at further ones until the best by dev BLEU is not at an edge;
+        the best one comes first."""
+        rates = list(self.scale.learning_rates[trial.method])
         while True:
             outcomes = self.run(replace(trial, learning_rate=rate) for rate in sorted(rates))
             best = max(outcomes, key=lambda outcome: (outcome.dev_bleu, -outcome.dev_loss))
@@ -97,17 +98,15 @@ def claim(path: Path, made_with: dict[str, Any], computed_with: dict[str, str]) 
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         check_same_run(path, {**computed_with, **found}, expected)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**found, **expected}, indent=2) + "\n", encoding="utf-8")
+    if found != {**found, **expected}:
+        write_whole(path, (json.dumps({**found, **expected}, indent=2) + "\n").encode())
 
 
 def computed_with(place: Place) -> dict[str, str]:
     """The precision, and what is in the data of each problem that there is."""
-    folders = {name: (place.data / problem.train).parent for name, problem in PROBLEMS.items()}
+    files = {name: [place.data / file for file in problem.files] for name, problem in PROBLEMS.items()}
     hashes = {
-        f"sha256 of {name}": sha256_of(sorted(path for path in folder.iterdir() if path.is_file()))
-        for name, folder in folders.items()
-        if folder.is_dir()
+        f"sha256 of {name}": sha256_of(paths) for name, paths in files.items() if all(path.is_file() for path in paths)
     }
     return {"precision": default_precision(device_named(place.device)), **hashes}
 
@@ -120,8 +119,9 @@ def read_results(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every result by its key. Half a line at the end, of a run that was killed, is cut off."""
     if not path.exists():
         return
-    whole, end, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    path.write_text(whole + end, encoding="utf-8")
+    whole, end, half = path.read_bytes().rpartition(b"\n")
+    if half:
+        os.truncate(path, len(whole + end))
     for line in whole.splitlines():
         result = json.loads(line)
         yield key_of(Trial(**result["trial"]), result["split"]), result

@@ -14,7 +14,7 @@ TIMES = 10
 def run(lab: Lab) -> Report:
     """Each with the search, the seeds and the test of the comparison."""
     num_pairs = lab.scale.num_pairs and TIMES * lab.scale.num_pairs
-    max_steps = num_pairs and num_pairs // lab.scale.batch_size
+    max_steps = num_pairs and num_pairs // lab.scale.batch_size["e2e"]
     trials = {method: Trial("e2e", method, num_pairs=num_pairs, max_steps=max_steps) for method in SEEDED}
     tuned = {method: tune(lab, trial) for method, trial in trials.items()}
     bleu = {method: mean(found.scores["all"]) for method, found in tuned.items()}

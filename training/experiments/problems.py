@@ -14,16 +14,22 @@ from training.metrics import Bleu, bleu_e2e, bleu_webnlg
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A task with its training set, its dev set and test splits by name. `words` say what it is, for initialisation."""
+    """A task with its training set, its dev set and test splits by name; `other_files` are what they and the targets
+    are read from. `words` say what it is, for initialisation."""
 
     title: str
     format_name: str
     train: str
     dev: str
+    other_files: tuple[str, ...]
     tests: Mapping[str, Callable[[Path], Sequence[Example]]]
     bleu: Callable[[Sequence[str], Sequence[Sequence[str]]], Bleu]
     words: str
     max_new_tokens: int
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return self.train, self.dev, *self.other_files
 
     def read_train(self, data: Path) -> list[Example]:
         return read_examples(data / self.train, self.format_name)
@@ -32,17 +38,19 @@ class Problem:
         return read_examples(data / self.dev, self.format_name)
 
 
+E2E_TEST = "e2e/testset_w_refs.csv"
+COMMONGEN_TEST = "commongen/commongen.test.src_alpha.txt"
+COMMONGEN_TARGETS = tuple(f"commongen/commongen.{split}.tgt.txt" for split in ("train", "dev", "test"))
+WEBNLG_TEST, WEBNLG_UNSEEN = "webnlg2017/test.jsonl", "webnlg2017/test_unseen.jsonl"
+
+
 def whole(path: str, format_name: str) -> Callable[[Path], list[Example]]:
     return lambda data: read_examples(data / path, format_name)
 
 
-def webnlg_unseen(data: Path) -> list[Example]:
-    return read_examples(data / "webnlg2017" / "test_unseen.jsonl", "webnlg")
-
-
 def webnlg_seen(data: Path) -> list[Example]:
-    unseen = {example.inputs for example in webnlg_unseen(data)}
-    everything = read_examples(data / "webnlg2017" / "test.jsonl", "webnlg")
+    unseen = {example.inputs for example in read_examples(data / WEBNLG_UNSEEN, "webnlg")}
+    everything = read_examples(data / WEBNLG_TEST, "webnlg")
     return [example for example in everything if example.inputs not in unseen]
 
 
@@ -52,7 +60,8 @@ PROBLEMS = {
         format_name="e2e",
         train="e2e/trainset.csv",
         dev="e2e/devset.csv",
-        tests={"all": whole("e2e/testset_w_refs.csv", "e2e")},
+        other_files=(E2E_TEST,),
+        tests={"all": whole(E2E_TEST, "e2e")},
         bleu=bleu_e2e,
         words="table-to-text-restaurant:",
         max_new_tokens=100,
@@ -62,7 +71,8 @@ PROBLEMS = {
         format_name="webnlg",
         train="webnlg2017/train.jsonl",
         dev="webnlg2017/dev.jsonl",
-        tests={"seen": webnlg_seen, "unseen": webnlg_unseen},
+        other_files=(WEBNLG_TEST, WEBNLG_UNSEEN),
+        tests={"seen": webnlg_seen, "unseen": whole(WEBNLG_UNSEEN, "webnlg")},
         bleu=bleu_webnlg,
         words="triples-to-text:",
         max_new_tokens=100,
@@ -72,7 +82,8 @@ PROBLEMS = {
         format_name="commongen",
         train="commongen/commongen.train.src_alpha.txt",
         dev="commongen/commongen.dev.src_alpha.txt",
-        tests={"all": whole("commongen/commongen.test.src_alpha.txt", "commongen")},
+        other_files=(COMMONGEN_TEST, *COMMONGEN_TARGETS),
+        tests={"all": whole(COMMONGEN_TEST, "commongen")},
         bleu=bleu_e2e,
         words="sentence with these words:",
         max_new_tokens=40,

@@ -14,10 +14,10 @@ RANDOM, EXAMPLES = "", "<training examples>"
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """`num_pairs` (None: all) are drawn from the training set and read `epochs` times, by problem; where a question is
-    not how good a tuning gets but what changes it, a run has `ablation_steps` (None: as many). A dev loss is taken
-    `evaluations` times in a run, on `num_dev_pairs`, and three in a row without a better one end it. BLEU is on so many
-    inputs of a split, drawn once.
+    """`num_pairs` (None: all) are drawn from the training set and read `epochs` times, `batch_size` at once, both by
+    problem; where a question is not how good a tuning gets but what changes it, a run has `ablation_steps` (None: as
+    many). A dev loss is taken `evaluations` times in a run, on `num_dev_pairs`, and three in a row without a better one
+    end it. BLEU is on so many inputs of a split, drawn once.
 
     `init_text`: how a prefix starts where a trial does not say, by words or one of `RANDOM` and `EXAMPLES`.
 
@@ -30,7 +30,7 @@ class Scale:
     mlp_width: int
     init_text: str
     num_pairs: int | None
-    batch_size: int
+    batch_size: Mapping[str, int]
     epochs: Mapping[str, int]
     ablation_steps: int | None
     evaluations: int
@@ -53,7 +53,7 @@ SCALES = {
         mlp_width=0,
         init_text=EXAMPLES,
         num_pairs=2000,
-        batch_size=4,
+        batch_size={"e2e": 4, "webnlg": 4, "commongen": 4},
         epochs={"e2e": 4, "webnlg": 2, "commongen": 2},
         ablation_steps=400,
         evaluations=6,
@@ -81,7 +81,7 @@ SCALES = {
         mlp_width=512,
         init_text=RANDOM,
         num_pairs=None,
-        batch_size=10,
+        batch_size={"e2e": 10, "webnlg": 5, "commongen": 10},
         epochs={"e2e": 5, "webnlg": 5, "commongen": 5},
         ablation_steps=None,
         evaluations=5,

@@ -49,6 +49,7 @@ class Trial:
     subset: int = 0
     max_steps: int | None = None
     optimizer: str | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ def settings_of(trial: Trial, scale: Scale) -> Settings:
         prompt_template=scale.prompt_template,
         optimizer=chosen(trial.optimizer, "adamw"),
         learning_rate=trial.learning_rate,
-        batch_size=scale.batch_size,
-        epochs=scale.epochs[trial.problem],
+        batch_size=scale.batch_size[trial.problem],
+        epochs=chosen(trial.epochs, scale.epochs[trial.problem]),
         max_steps=trial.max_steps,
         patience=PATIENCE,
         seed=trial.seed,

@@ -21,7 +21,6 @@ from training.experiments.scales import Scale
 from training.experiments.trials import Trial, answers, drawn, tune
 
 BEAMS = 5  # of the paper's table-to-text results
-NUM_SAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,6 @@ def test_trial(trial: Trial, split: str) -> dict[str, Any]:
     examples = drawn(problem.tests[split](place.data), scale.num_test_inputs)
     tuned = torch.load(tuned_path(trial), weights_only=True)
     said = answers(trial, tuned, examples, scale, worker.backbone, BEAMS)
-    samples = [{"inputs": e.inputs, "answer": a} for e, a in zip(examples, said, strict=True)]
     score = problem.bleu(said, [example.targets for example in examples])
     return {
         "trial": asdict(trial),
@@ -105,7 +103,6 @@ def test_trial(trial: Trial, split: str) -> dict[str, Any]:
         "bleu": score.score,
         "bleu_signature": score.signature,
         "num_inputs": len(examples),
-        "samples": samples[:: max(1, len(samples) // NUM_SAMPLES)][:NUM_SAMPLES],
     }
 
 

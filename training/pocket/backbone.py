@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -221,9 +222,13 @@ def main() -> None:
     if args.target_pairs and not args.target_readings:
         parser.error("--target-pairs needs --target-readings: there are no sentences to make pairs of")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if not (args.work / "probe.json").exists():
-        targets = Targets(args.target_readings, args.target_pairs)
+    targets = Targets(args.target_readings, args.target_pairs)
+    made_of, made = args.work / "made_of.json", json.dumps([str(args.start), *astuple(targets), args.seed])
+    if not made_of.exists():
         write_tokens(args.data, args.out, args.work, NUM_PAIRS, MAX_LENGTH, args.start, targets, args.seed)
+        made_of.write_text(made)
+    elif made_of.read_text() != made:
+        parser.error(f"{args.work} has the tokens of other arguments: {made_of.read_text()}, and not {made}")
     train(args.work, args.out, args.minutes, args.start, args.seed, args.resume)
 
 
