@@ -40,7 +40,8 @@ class Tuned:
 
 def run(lab: Lab) -> Report:
     wanted = [(name, method) for name, methods in METHODS.items() for method in methods]
-    tuned = {way: tune(lab, Trial(*way)) for way in sorted(wanted, key=lambda way: way[1] not in SEEDED)}
+    first = sorted(wanted, key=lambda way: way[1] not in SEEDED)
+    tuned = {way: tested(lab, lab.search(Trial(*way))) for way in first}
     rows: list[list[object]] = []
     scores: dict[tuple[str, str, str], Sequence[float]] = {}
     for name, problem in PROBLEMS.items():
@@ -86,13 +87,13 @@ def run(lab: Lab) -> Report:
     )
 
 
-def tune(lab: Lab, trial: Trial) -> Tuned:
-    """Search the learning rate, then train the best from every seed and score it on each test split."""
-    searched = lab.search(trial)
-    num_seeds = lab.scale.num_seeds if trial.method in SEEDED else 1
-    seeds = [replace(searched[0].trial, seed=seed) for seed in range(num_seeds)]
+def tested(lab: Lab, searched: Sequence[Outcome]) -> Tuned:
+    """Train the best of what was searched from every seed and score it on each test split."""
+    best = searched[0].trial
+    num_seeds = lab.scale.num_seeds if best.method in SEEDED else 1
+    seeds = [replace(best, seed=seed) for seed in range(num_seeds)]
     lab.run(seeds)
-    return Tuned(searched, {split: lab.test(seeds, split) for split in PROBLEMS[trial.problem].tests})
+    return Tuned(searched, {split: lab.test(seeds, split) for split in PROBLEMS[best.problem].tests})
 
 
 def bare(lab: Lab, name: str, split: str) -> list[float]:
@@ -104,9 +105,15 @@ def bare(lab: Lab, name: str, split: str) -> list[float]:
 
 def told(found: Tuned, split: str, paper: float | None) -> list[object]:
     """A row of the table, behind what it is of."""
-    best = found.searched[0]
-    rates = ", ".join(f"{o.trial.learning_rate:g}: {o.dev_bleu:.1f}" for o in by_rate(found.searched))
-    return [f"{best.num_tuned:,}", f"{best.trial.learning_rate:g}", spread(found.scores[split]), paper, rates]
+    return [*told_of_best(found.searched), spread(found.scores[split]), paper, told_of_rates(found.searched)]
+
+
+def told_of_best(searched: Sequence[Outcome]) -> list[object]:
+    return [f"{searched[0].num_tuned:,}", f"{searched[0].trial.learning_rate:g}"]
+
+
+def told_of_rates(searched: Sequence[Outcome]) -> str:
+    return ", ".join(f"{o.trial.learning_rate:g}: {o.dev_bleu:.1f}" for o in by_rate(searched))
 
 
 def by_rate(outcomes: Sequence[Outcome]) -> list[Outcome]:

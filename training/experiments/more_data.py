@@ -3,7 +3,7 @@ of them read once. At the paper's scale those have the whole training set, and s
 
 from statistics import mean
 
-from training.experiments.comparison import PAPER, SEEDED, told, tune
+from training.experiments.comparison import PAPER, SEEDED, tested, told
 from training.experiments.lab import Lab
 from training.experiments.report import Report, bars_of
 from training.experiments.trials import Trial
@@ -16,7 +16,7 @@ def run(lab: Lab) -> Report:
     num_pairs = lab.scale.num_pairs and TIMES * lab.scale.num_pairs
     max_steps = num_pairs and num_pairs // lab.scale.batch_size["e2e"]
     trials = {method: Trial("e2e", method, num_pairs=num_pairs, max_steps=max_steps) for method in SEEDED}
-    tuned = {method: tune(lab, trial) for method, trial in trials.items()}
+    tuned = {method: tested(lab, lab.search(trial)) for method, trial in trials.items()}
     bleu = {method: mean(found.scores["all"]) for method, found in tuned.items()}
     return Report(
         title=f"E2E with {f'{num_pairs:,}' if num_pairs else 'all'} training pairs",
