@@ -147,6 +147,7 @@ form.addEventListener("submit", (event) => {
   run();
 });
 form.addEventListener("input", update);
+byId("task-filter").addEventListener("input", () => catalogue.seek(byId("task-filter").value.trim()));
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
 });

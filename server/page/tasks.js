@@ -221,4 +221,7 @@ function remove(task, act) {
 }
 
 catalogue.addEventListener("change", draw);
-byId("list-filter").addEventListener("input", draw);
+byId("list-filter").addEventListener("input", () => {
+  draw();
+  catalogue.seek(byId("list-filter").value.trim());
+});

@@ -66,7 +66,7 @@ def test_a_file_is_uploaded_by_drag_and_drop(tasks: Page, url: str, name: str) -
     tasks.get_by_label("Task", exact=True).fill(name)
     zone = tasks.locator("#upload").element_handle()
     tasks.evaluate(DROP, ["anything.safetensors", list(prefix_of("events_1")), zone])
-    expect(tasks.locator("#uploads .facts")).to_contain_text("version 1 is served: 10 virtual tokens")
+    expect(tasks.locator("#uploads .facts")).to_contain_text("version 1 is served: 64 virtual tokens")
     expect(card(tasks, name)).to_be_visible()
     with client_of(url) as http:
         assert http.get(f"/tasks/{name}/prefix").content == prefix_of("events_1")
@@ -121,7 +121,7 @@ def test_settings_that_are_not_saved_stay_as_typed_where_the_task_was_used(tasks
         tasks.get_by_role("link", name="Tasks", exact=True).click()
         expect(card(tasks, name)).to_contain_text("1 request")
         expect(card(tasks, name).get_by_label("Description")).to_have_value("Not saved yet")
-        card(tasks, name).get_by_role("button", name="Save").click()
+        card(tasks, name).get_by_role("button", name="Save", exact=True).click()
         expect(card(tasks, name).locator("header + p")).to_have_text("Not saved yet")
         assert http.get(f"/tasks/{name}").json()["config"]["description"] == "Not saved yet"
 
@@ -135,7 +135,7 @@ def test_settings_that_nobody_touched_stay_as_they_are(tasks: Page, url: str, na
         reload(tasks)
         card(tasks, name).get_by_text("Settings", exact=True).click()
         card(tasks, name).get_by_label("Description").fill("Two\nlines")
-        card(tasks, name).get_by_role("button", name="Save").click()
+        card(tasks, name).get_by_role("button", name="Save", exact=True).click()
         expect(card(tasks, name).locator("header + p")).to_have_text("Two lines")
         config = http.get(f"/tasks/{name}").json()["config"]
         assert config["description"] == "Two\nlines"
@@ -158,6 +158,19 @@ def test_versions_that_share_the_requests_say_so_and_one_can_be_served_alone(tas
         assert http.get(f"/tasks/{name}").json()["traffic"] is None
 
 
+def test_of_more_tasks_than_are_loaded_a_filter_finds_those_that_begin_so(tasks: Page, url: str, name: str) -> None:
+    with client_of(url) as http:
+        publish(http, "events_acts", name)
+        others = [{**http.get(f"/tasks/{name}").json(), "task_id": f"a{i}"} for i in range(500)]
+    pages = {"tasks": others, "next": "a499"}  # for ever
+    tasks.route("**/tasks?limit=500*", lambda route: route.fulfill(json=pages))
+    for sought in (name[:-1], name):
+        reload(tasks)
+        expect(tasks.locator("#num-tasks")).to_contain_text("2,000 tasks, and more")
+        tasks.locator("#list-filter").fill(sought)
+        expect(card(tasks, name)).to_be_visible()
+
+
 def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: str) -> None:
     with client_of(url) as http:
         publish(http, "events_acts", name)
@@ -170,7 +183,7 @@ def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: s
         for role in ("system", "user", "assistant"):
             settings.get_by_label(role, exact=True).fill(f"{role}: {{content}}")
         assert_accessible(tasks)
-        settings.get_by_role("button", name="Save").click()
+        settings.get_by_role("button", name="Save", exact=True).click()
         expect(settings.locator("header + p")).to_have_text("Sentences of words")
         config = http.get(f"/tasks/{name}").json()["config"]
         assert config["prompt_template"] == "{inputs} !\n"
@@ -181,10 +194,10 @@ def test_settings_are_kept_and_wrong_ones_refused(tasks: Page, url: str, name: s
         assert config["chat_template"]["user"] == "user: {content}"
 
         settings.get_by_label("Default parameters, as JSON").fill("{")
-        settings.get_by_role("button", name="Save").click()
+        settings.get_by_role("button", name="Save", exact=True).click()
         expect(settings.get_by_role("alert")).to_contain_text("not JSON")
         settings.get_by_label("Default parameters, as JSON").fill(json.dumps({"top_p": 3}))
-        settings.get_by_role("button", name="Save").click()
+        settings.get_by_role("button", name="Save", exact=True).click()
         expect(settings.get_by_role("alert")).to_contain_text("top_p")
         assert http.get(f"/tasks/{name}").json()["config"] == config
 
@@ -204,7 +217,7 @@ def test_a_task_is_deleted_after_a_question(tasks: Page, url: str, name: str) ->
 
 
 def test_a_task_is_found_by_its_name_and_tried_in_the_playground(tasks: Page) -> None:
-    tasks.locator("#list-filter").fill("FIELDS")
+    tasks.locator("#list-filter").fill("E2E_F")
     expect(tasks.locator("#task-list .task")).to_have_count(1)
     expect(tasks.locator("#num-tasks")).to_contain_text("1 of ")
     tasks.get_by_role("link", name="Try e2e_fields").click()
