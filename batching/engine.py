@@ -87,6 +87,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []
         self._num_steps = 0
+        self._num_tokens = 0  # of this step
         self.last_step: StepStats | None = None  # of the last step that had rows
 
     @property
@@ -150,6 +151,7 @@ class Engine:
         for step in steps:
             step.sequence.first_step = step.sequence.first_step or self._num_steps
         rows = tuple(map(_step_row, steps))  # before they have got further
+        self._num_tokens = 0
         outputs += self._commit(steps, run_contained(self._runner.execute, steps))
         outputs += self._report_admitted(admitted, outputs)
         self.last_step = self._stats(steps, rows, time.monotonic() - started_at)
@@ -233,6 +235,7 @@ class Engine:
             if isinstance(choice, Failure):
                 outputs.append(self._fail(sequence, choice.reason))
                 continue
+            self._num_tokens += 1
             self._scheduler.charge(sequence, choice.num_tokens)
             if choice.token_ids:
                 outputs.append(self._report(sequence, choice))
@@ -331,6 +334,7 @@ class Engine:
             num_waiting=self.num_waiting,
             num_free_slots=self.num_free_slots,
             seconds=seconds,
+            num_tokens=self._num_tokens,
         )
 
 
@@ -343,9 +347,7 @@ def _tells_of_its_prompt(step: RowStep) -> bool:
 
 
 def _step_row(step: RowStep) -> StepRow:
-    sequence, row = step.sequence, step.row
-    gives_token = step.completes_row and row is sequence.rows[0] and not isinstance(sequence.request, Compile)
-    return StepRow(sequence.request.request_id, row.slot, step.num_new_tokens, step.is_decode, gives_token)
+    return StepRow(step.sequence.request.request_id, step.row.slot, step.num_new_tokens, step.is_decode)
 
 
 def _held_by_constraints(steps: list[RowStep]) -> set[Sequence]:

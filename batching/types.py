@@ -239,20 +239,18 @@ class Compiled:
 
 class StepRow(NamedTuple):
     """One row of a forward pass: whose it is, its slot, and how many tokens it computed there; one that decodes goes
-    on from a token of its own. `gives_token`: the answer has one more after it; of several rows that make one answer,
-    the first says so."""
+    on from a token of its own."""
 
     request_id: str
     slot: int
     num_tokens: int
     is_decode: bool
-    gives_token: bool
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
     """Facts of one forward pass, for whoever watches: its rows, of how many distinct prefixes (the bare backbone counts
-    as one), and how long it took in seconds."""
+    as one), how long it took in seconds, and how many answers got a token by it."""
 
     step: int
     rows: tuple[StepRow, ...]
@@ -260,6 +258,7 @@ class StepStats:
     num_waiting: int
     num_free_slots: int
     seconds: float
+    num_tokens: int
 
     @property
     def num_rows(self) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import category
 
 import typer
 from rich.console import Console
@@ -146,7 +147,8 @@ def task_table(found: list[Task]) -> Table:
 
 def as_written(text: str) -> Text:
     """Somebody's text in a table: no markup, and nothing that moves the terminal's cursor."""
-    return Text("".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text))
+    moving = {each for each in text if category(each) == "Cc"} - {"\n", "\t"}
+    return Text("".join("\N{REPLACEMENT CHARACTER}" if each in moving else each for each in text))
 
 
 def echo_stream(client: Client, task: str, prompt: str, parameters: dict[str, Any]) -> None:

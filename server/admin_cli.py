@@ -231,9 +231,10 @@ def ask(where: Where, method: str, path: str, **options: Any) -> Any:
     except httpx.HTTPError as error:
         url = httpx.URL(where.url or "").copy_with(userinfo=b"")
         fail(f"no answer from {url}: {error or type(error).__name__}")
-    except (ValueError, httpx.InvalidURL, ImportError, FileNotFoundError) as error:
-        # A weight that is no number, a key that no header can hold; a proxy, or certificates, that are not there.
+    except (ValueError, httpx.InvalidURL) as error:  # a weight that is no number, a key that no header can hold
         fail(f"that cannot be asked: {error}")
+    except (ImportError, OSError) as error:
+        fail(f"the proxy or the certificates (SSL_CERT_FILE) that the environment names cannot be used: {error}")
 
 
 async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
@@ -254,8 +255,13 @@ async def _ask(where: Where, method: str, path: str, **options: Any) -> Any:
 async def _connected(where: Where, makes_store: bool) -> AsyncIterator[httpx.AsyncClient]:
     if where.url is not None:
         headers = {} if where.api_key is None else {"authorization": f"Bearer {where.api_key}"}
-        is_near = is_loopback(httpx.URL(where.url).host)  # no proxy leads back here, nor may it see the key
-        options: dict[str, Any] = {"headers": headers, "timeout": SECONDS, "trust_env": not is_near}
+        url = httpx.URL(where.url)
+        options: dict[str, Any] = {
+            "headers": headers,
+            "timeout": SECONDS,
+            "trust_env": not is_loopback(url.host),  # no proxy leads back here, nor may it see the key
+            "verify": url.scheme == "https",
+        }
         async with httpx.AsyncClient(base_url=where.url, **options) as http:
             yield http
         return

@@ -6,6 +6,7 @@ costs one small record, watched or not.
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -52,6 +53,8 @@ class FirstToken:
 class Live:
     def __init__(self, num_slots: int) -> None:
         self.num_slots = num_slots
+        self.server = secrets.token_hex(8)
+        """Tells this run of the server from others, whose steps are numbered alike."""
         self.steps: deque[LiveStep] = deque(maxlen=MAX_STEPS)
         self.first_tokens: deque[FirstToken] = deque(maxlen=MAX_FIRST_TOKENS)
         self._owners: dict[str, Owner] = {}  # by request id

@@ -32,7 +32,7 @@ class LiveView:
         """`is_whole`: with everybody's names; else with those of the principal's own tenant.
 
         `steps` has a row as slot, place in `owners` (-1: unnamed), and number of the prompt's tokens (0: it decodes);
-        `tokens` is how many answers got one more.
+        `tokens` is how many answers got one more. `server` is another after a restart, and of another replica.
         Times are in milliseconds; `now` and `at` count from an unknown moment.
         """
         seen = None if is_whole else principal.tenant
@@ -42,6 +42,7 @@ class LiveView:
         first_tokens = [each.seconds for each in self._live.first_tokens if seen in (None, each.tenant)]
         self._note_gaps(steps, seen)
         return {
+            "server": self._live.server,
             "now": _ms(time.monotonic()),
             "num_slots": self._live.num_slots,
             "owners": [{"tenant": tenant, "task_id": task_name} for tenant, task_name in owners],
@@ -99,8 +100,8 @@ def _step(step: LiveStep, seen: str | None, owners: dict[tuple[str, str], int]) 
         [row.slot, _place(owner, seen, owners), 0 if row.is_decode else row.num_tokens]
         for row, owner in zip(stats.rows, step.owners, strict=True)
     ]
-    num_tokens = sum(row.gives_token for row in stats.rows)
-    return {"step": stats.step, "at": _ms(step.at), "ms": _ms(stats.seconds), "tokens": num_tokens, "rows": rows}
+    times = {"at": _ms(step.at), "ms": _ms(stats.seconds)}
+    return {"step": stats.step, **times, "tokens": stats.num_tokens, "rows": rows}
 
 
 def _place(owner: Owner | None, seen: str | None, owners: dict[tuple[str, str], int]) -> int:

@@ -77,7 +77,8 @@ def _settled(
 ) -> GenerateParameters:
     """With the task's defaults and then OpenAI's: it samples, unless the request or the task chooses another way."""
     parameters = with_defaults(own, asked.defaults, bool(body.stream))
-    chosen = parameters.num_slots > 1 or any(getattr(parameters, name) is not None for name in SAMPLING)
+    searches = with_defaults(own, asked.defaults).num_slots > 1  # in a stream greedily
+    chosen = searches or any(getattr(parameters, name) is not None for name in SAMPLING)
     parameters = with_defaults(parameters, {**defaults, **({} if chosen else {"temperature": TEMPERATURE})})
     check_combination(parameters, bool(body.stream))
     if body.stream and parameters.num_samples > body.num_choices:

@@ -13,6 +13,7 @@ export const catalogue = new (class extends EventTarget {
   tasks = [];
   isLoaded = false;
   #seeking; // a timer
+  #sought = []; // the names of tasks that were found beyond those
   isWhole = true; // else there are more tasks than are loaded
   problem = ""; // why the list is not what it should be
 
@@ -24,8 +25,10 @@ export const catalogue = new (class extends EventTarget {
       tasks.push(...page.tasks);
       after = page.next;
     } while (after && tasks.length < MAX_TASKS);
-    this.tasks = tasks;
     this.isWhole = !after;
+    const others = this.isWhole ? [] : this.#sought.filter((name) => !tasks.some((task) => task.task_id === name));
+    tasks.push(...(await found(others.map((name) => askJson("GET", taskPath(name))))));
+    this.tasks = tasks;
     this.isLoaded = true;
     this.problem = "";
     for (const task of tasks) colourClass(task.task_id); // in the order of the list
@@ -38,13 +41,14 @@ export const catalogue = new (class extends EventTarget {
     if (this.isWhole || !beginning) return;
     this.#seeking = setTimeout(async () => {
       const sought = [
-        askJson("GET", taskPath(beginning)).then((task) => [task]),
+        askJson("GET", taskPath(beginning)),
         askJson("GET", `tasks?limit=${NUM_SOUGHT}&after=${encodeURIComponent(beginning)}`).then((page) => page.tasks),
       ];
-      const found = (await Promise.allSettled(sought)).flatMap((answer) => answer.value ?? []); // none may be called so
-      const added = found.filter((task) => task.task_id.startsWith(beginning) && !this.find(task.task_id));
+      const tasks = (await found(sought)).flat().filter((task) => task.task_id.startsWith(beginning));
+      const added = tasks.filter((task) => !this.find(task.task_id));
       if (added.length === 0) return;
       this.tasks.push(...added);
+      this.#sought = [...added.map((task) => task.task_id), ...this.#sought].slice(0, NUM_SOUGHT);
       this.dispatchEvent(new Event("change"));
     }, PAUSE);
   }
@@ -63,6 +67,11 @@ export const catalogue = new (class extends EventTarget {
     return this.tasks.find((task) => task.task_id === taskId);
   }
 })();
+
+/** The answers of those that there are: a name may be nobody's. */
+async function found(asked) {
+  return (await Promise.allSettled(asked)).filter(({ status }) => status === "fulfilled").map(({ value }) => value);
+}
 
 export function servedVersion(task) {
   return task.versions.find((version) => version.version === task.version);

@@ -18,7 +18,6 @@ let latest = null; // the last event
 let steps = []; // { step, at, rows: [{ slot, name, numPromptTokens }] }
 let perSecond = new Map(); // tokens by second of the server's clock
 let toldAt = 0;
-let takenAt = 0; // when the last event came, by this machine's clock
 
 export const live = {
   show() {
@@ -34,6 +33,8 @@ export const live = {
   /** The key is a good one, and perhaps another one than before. */
   enter() {
     hasEntered = true;
+    latest = null; // what another key saw
+    forget();
     if (!isShown) return;
     live.hide();
     live.show();
@@ -45,26 +46,13 @@ async function watch() {
   while (watching === mine) {
     try {
       const response = await ask("GET", "live", { signal: mine.signal });
-      let isFirst = true;
-      for await (const event of events(response)) {
-        if (isFirst && !continues(event)) forget();
-        isFirst = false;
-        take(event);
-      }
+      for await (const event of events(response)) take(event);
     } catch (error) {
       if (mine.signal.aborted || error.status === 401) return;
       byId("live-state").textContent = `${error.message}; trying again`;
     }
     await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER));
   }
-}
-
-/** Whether it is of the server that was watched before: a new one has another clock, and counts its steps anew. */
-function continues(event) {
-  if (!latest) return false;
-  const passed = event.now - latest.now;
-  const lastStep = event.steps.at(-1)?.step ?? 0;
-  return Math.abs(passed - (Date.now() - takenAt)) < RETRY_AFTER && lastStep >= (steps.at(-1)?.step ?? 0);
 }
 
 function forget() {
@@ -74,8 +62,8 @@ function forget() {
 
 function take(event) {
   if (isPaused) return;
+  if (event.server !== latest?.server) forget(); // another clock, and steps of its own
   latest = event;
-  takenAt = Date.now();
   const known = steps.at(-1)?.step ?? -1;
   const isOperator = event.cache !== null && key.get() !== null;
   const names = event.owners.map(({ tenant, task_id }) => (isOperator ? `${tenant}/${task_id}` : task_id));

@@ -155,7 +155,10 @@ function settings(task, act) {
   );
   const shown = valuesOf(form); // as they are held here, which may differ from what the server has in line ends
   for (const [name, value] of unsaved.get(task.task_id) ?? []) form.elements[name].value = value;
-  form.addEventListener("input", () => unsaved.set(task.task_id, Object.entries(valuesOf(form))));
+  form.addEventListener("input", () => {
+    const typed = Object.entries(valuesOf(form)).filter(([name, value]) => value !== shown[name]);
+    unsaved.set(task.task_id, typed);
+  });
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     act(async () => {
@@ -221,6 +224,7 @@ function remove(task, act) {
 }
 
 catalogue.addEventListener("change", draw);
+addEventListener("unauthorized", () => unsaved.clear()); // another key may have a task of the same name
 byId("list-filter").addEventListener("input", () => {
   draw();
   catalogue.seek(byId("list-filter").value.trim());

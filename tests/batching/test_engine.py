@@ -110,8 +110,8 @@ def test_steps_tell_their_rows_with_slot_and_tokens():
     engine.step()
     assert engine.last_step is not None
     assert engine.last_step.rows == (
-        (first.request_id, 0, 1, True, True),
-        (second.request_id, 1, 2, False, True),
+        (first.request_id, 0, 1, True),
+        (second.request_id, 1, 2, False),
     )
 
 
@@ -125,7 +125,7 @@ def test_steps_tell_how_many_answers_got_a_token():
     while engine.has_work:
         engine.step()
         assert engine.last_step is not None
-        given += sum(row.gives_token for row in engine.last_step.rows)
+        given += engine.last_step.num_tokens
     assert given == 20 + 3
 
 

@@ -92,7 +92,7 @@ def test_what_it_is_told_are_settings(file: str, name: str) -> None:
 @pytest.mark.parametrize("file", ["compose.yaml", FLEET])
 def test_every_setting_is_passed_on_that_the_file_does_not_settle(file: str) -> None:
     told = services(file)["polyprefix"]["environment"]
-    settled = {"host", "port", "no_auth", "first_key_file", *(() if file == FLEET else ("registry",))}
+    settled = {"host", "port", "no_auth", "first_key_file", "drain_timeout", *(() if file == FLEET else ("registry",))}
     for name in Settings.model_fields.keys() - settled:
         assert f"POLYPREFIX_{name.upper()}" in told
     assert "OMP_NUM_THREADS" in told

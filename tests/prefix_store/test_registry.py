@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import prefix_store.database
 from prefix_store.database import Database
 from prefix_store.errors import OutOfSpace, PreconditionFailed, StoreUnavailable, UnknownTask, UnknownVersion
 from prefix_store.registry import Registry
@@ -16,6 +17,13 @@ from prefix_store.tasks import TaskConfig, Upload
 from tests.prefix_store.homes import in_sqlite
 
 NOW = datetime(2026, 11, 24, 12, 30, 15, 123456, tzinfo=UTC)
+
+
+def test_what_a_url_sets_to_nothing_reaches_the_driver() -> None:
+    """As a pooler needs it that takes no options; SQLAlchemy would leave it out, and ours would come in its place."""
+    url = "postgresql+psycopg://user@host/database?options=&connect_timeout=7"
+    engine = prefix_store.database._engine(url)
+    assert (engine.url.query["options"], engine.url.query["connect_timeout"]) == ("", "7")
 
 
 @pytest.fixture

@@ -138,10 +138,11 @@ class EchoEngine:
                 self.running.append(FakeRow(request, self.num_steps, monotonic()))
         prefixes = {row.request.prefix and row.request.prefix.revision for row in self.running}
         rows = tuple(
-            StepRow(row.request.request_id, slot, 1, row.num_done > 0, True) for slot, row in enumerate(self.running)
+            StepRow(row.request.request_id, slot, 1, row.num_done > 0) for slot, row in enumerate(self.running)
         )
         outputs += [self._advance(row) for row in list(self.running)]
-        self.last_step = StepStats(self.num_steps, rows, len(prefixes), self.num_waiting, self.num_free_slots, 0.001)
+        counts = (len(prefixes), self.num_waiting, self.num_free_slots)
+        self.last_step = StepStats(self.num_steps, rows, *counts, seconds=0.001, num_tokens=len(rows))
         return outputs
 
     def _advance(self, row: FakeRow) -> StepOutput:

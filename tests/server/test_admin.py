@@ -167,13 +167,15 @@ def test_no_proxy_is_asked_who_is_on_this_machine(
     run(admin, "tenant", "add", "acme", *place)
 
 
-@pytest.mark.parametrize(("name", "value"), [("ALL_PROXY", "socks5://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "socks5://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere"), ("SSL_CERT_FILE", "/tmp")]
+)
 def test_an_environment_that_cannot_be_used_is_told_in_a_line(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     said = run(admin, "tenant", "list", "--url", "https://192.0.2.1", exit_code=1)
-    assert "that cannot be asked" in said
+    assert "that the environment names cannot be used" in said
     assert said.count("\n") == 1
 
 

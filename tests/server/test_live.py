@@ -45,6 +45,15 @@ def house(start_guarded: Callable[..., Guarded]) -> Guarded:
     return house
 
 
+def test_it_ends_as_long_after_as_any_request_would(start: Callable[..., Running]) -> None:
+    """So that a replica which is to be replaced has none for ever; who watches asks again, and gets what is new."""
+    server = start(request_timeout=0.3)
+    with watched(server) as events:
+        seen = list(events)
+    assert len({event["server"] for event in seen}) == 1
+    assert first_event(server)["server"] == seen[0]["server"]
+
+
 def test_each_steps_rows_are_told_with_slot_and_task(start: Callable[..., Running]) -> None:
     server = start()
     server.upload("poet")

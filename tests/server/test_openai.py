@@ -101,6 +101,18 @@ def test_a_tasks_own_defaults_come_before_openais(server: Running) -> None:
     assert answer.headers["x-task-version"] == "1"
 
 
+def test_a_stream_of_a_task_that_searches_by_default_is_greedy(real: Running) -> None:
+    """And not what OpenAI's defaults would make of a request that says nothing."""
+    real.upload("careful")
+    real.http.patch("/tasks/careful", json={"config": {"parameters": {"num_beams": 2}}})
+
+    def streamed(**said: object) -> str:
+        body = {"model": "careful", "prompt": "ab", "max_tokens": 12, "stream": True, **said}
+        return "".join(chunk["choices"][0]["text"] for chunk in chunks_of(real.http.post("/v1/completions", json=body)))
+
+    assert streamed() == streamed(temperature=0)
+
+
 def test_n_choices_of_each_prompt_come_in_order(server: Running) -> None:
     answer = complete(server, ["ab", "c"], n=2, temperature=1, seed=5, logprobs=0)
     assert [choice["text"] for choice in answer["choices"]] == ["ab", "ab", "c", "c"]
