@@ -5,6 +5,7 @@ Knows slots, token counts and finish rules. Knows nothing of tensors, text or HT
 
 import math
 from collections import deque
+from itertools import accumulate
 from typing import Protocol
 
 from batching.fairness import FairShare
@@ -125,11 +126,11 @@ class Scheduler:
         for sequence in reading:
             by_tenant.setdefault(sequence.request.tenant, []).append(sequence)
         queues = sorted(by_tenant.values(), key=lambda queue: sum(map(_cost_of_rest, queue)) / queue[0].request.weight)
-        weight_left = sum(queue[0].request.weight for queue in queues)
+        weights = [queue[0].request.weight for queue in queues]
+        weights_left = [*accumulate(reversed(weights))][::-1]  # of each queue and those behind it
         pieces: list[RowStep] = []
-        for queue in queues:
-            share = budget * queue[0].request.weight / weight_left
-            weight_left -= queue[0].request.weight
+        for queue, weight, weight_left in zip(queues, weights, weights_left, strict=True):
+            share = budget * weight / weight_left
             for sequence in queue:
                 cost = _cost_of_token(sequence)
                 affordable = min(math.ceil(share / cost), int(budget / cost))

@@ -332,8 +332,8 @@ class PrefixStore:
 
     def _remove_loose_files(self) -> None:
         """Remove those that no version needs; what cannot be removed now is tried again after the next write."""
-        with suppress(StoreError):  # litter is no reason to fail what was done
-            for tenant, file in tuple(self._loose):
+        for tenant, file in tuple(self._loose):
+            with suppress(StoreError):  # litter is no reason to fail what was done, nor to leave the rest
                 if not self._registry.needs(tenant, file.sha256, file.uploaded_at):
                     self._blobs.delete(tenant, file.name)
                 self._loose.discard((tenant, file))

@@ -59,7 +59,7 @@ async def prepare(services: Services, caller: Caller, body: GenerateBody, path_t
     """Find the task, tokenize the prompt, settle the parameters. All that can be refused is refused here."""
     own, stream = body.parameters or GenerateParameters(), bool(body.stream)
     asked = await find_asked(services, caller, path_task_id, body.task_id, own.task_id, own.adapter_id)
-    parameters = with_defaults(own, asked.defaults, stream)
+    parameters = with_defaults(own, asked.defaults, stream=stream, is_mix=asked.is_mix)
     check_combination(parameters, stream)
     if stream:
         check_event_stream(parameters)

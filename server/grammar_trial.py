@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 from server.grammar_compiler import Grammar, GrammarCompiler, GrammarError
+from server.heap import give_back_what_is_free
 
 MAX_SECONDS = 1.0  # of processor time, so that a busy machine refuses nothing that an idle one takes
 MAX_DATA_BYTES = 512 << 20
@@ -47,6 +48,7 @@ def _try_all() -> None:
 
 def _trial(compiler: GrammarCompiler, grammar: Grammar) -> str | None:
     """What is wrong with a grammar."""
+    give_back_what_is_free()  # else this one could grow into what the last one left
     num_bytes_before = _num_resident_bytes()
     signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)  # the signal ends the process: no library holds it up
     try:

@@ -31,17 +31,30 @@ SAMPLING = {"do_sample", "temperature", "top_k", "top_p"}
 BEAMS = {"num_beams", "length_penalty", "early_stopping"}
 
 
-def with_defaults(own: GenerateParameters, defaults: Mapping[str, object], stream: bool = False) -> GenerateParameters:
-    """Fill in a task's defaults where the request says nothing, but for those that go against how it is to be searched:
-    it says greedy, by `do_sample: false` or temperature 0, or beams, or that it samples; or it wants a stream, which
-    tells tokens before a better answer could be chosen."""
-    refused: set[str] = BEAMS | {"best_of"} if stream else set()
+def with_defaults(
+    own: GenerateParameters, defaults: Mapping[str, object], *, stream: bool = False, is_mix: bool = False
+) -> GenerateParameters:
+    """Fill in a task's defaults where the request says nothing, but for those that go against what it says: how it is
+    to be searched (greedy, by `do_sample: false` or temperature 0; beams; that it samples), a grammar, a stream, which
+    tells tokens before a better answer could be chosen, a mix, or how long the answer may be.
+    """
+    refused: set[str] = set()
+    if stream:
+        refused |= BEAMS | {"best_of"}
+    if is_mix:
+        refused |= BEAMS
+    if own.grammar is not None or not isinstance(own.response_format, TextFormat | None):
+        refused |= BEAMS | {"min_new_tokens"}
     if own.do_sample is False or own.temperature == 0 or own.num_slots > 1:
         refused |= SAMPLING | {"best_of"}
     elif is_sampling(own) or own.num_samples > 1:
-        refused |= BEAMS | ({"temperature"} if defaults.get("temperature") == 0 else set())
+        greedy = {"temperature": 0, "do_sample": False}
+        refused |= BEAMS | {name for name, value in greedy.items() if defaults.get(name) == value}
     unset = {name: value for name, value in defaults.items() if getattr(own, name) is None and name not in refused}
-    return own.model_copy(update=unset)
+    settled = own.model_copy(update=unset)
+    if own.min_new_tokens is None and settled.min_new_tokens is not None and settled.max_new_tokens is not None:
+        return settled.model_copy(update={"min_new_tokens": min(settled.min_new_tokens, settled.max_new_tokens)})
+    return settled
 
 
 def is_sampling(parameters: GenerateParameters) -> bool:

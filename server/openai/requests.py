@@ -76,10 +76,13 @@ def _settled(
     body: SampledBody, own: GenerateParameters, asked: Asked, defaults: Mapping[str, object]
 ) -> GenerateParameters:
     """With the task's defaults and then OpenAI's: it samples, unless the request or the task chooses another way."""
-    parameters = with_defaults(own, asked.defaults, bool(body.stream))
-    searches = with_defaults(own, asked.defaults).num_slots > 1  # in a stream greedily
+    ways = {"stream": bool(body.stream), "is_mix": asked.is_mix}
+    parameters = with_defaults(own, {**defaults, **asked.defaults}, **ways)
+    # Where its beams cannot be had, in a stream say, a task that searches is greedy.
+    searches = own.num_samples == 1 and with_defaults(GenerateParameters(), asked.defaults).num_slots > 1
     chosen = searches or any(getattr(parameters, name) is not None for name in SAMPLING)
-    parameters = with_defaults(parameters, {**defaults, **({} if chosen else {"temperature": TEMPERATURE})})
+    if not chosen:
+        parameters = with_defaults(parameters, {"temperature": TEMPERATURE})
     check_combination(parameters, bool(body.stream))
     if body.stream and parameters.num_samples > body.num_choices:
         raise InvalidValue("best_of > n cannot be streamed", "best_of")

@@ -39,7 +39,7 @@ from server.http import (
     validate,
 )
 from server.openapi import errors, json_body, reference, request_body
-from server.parameters import check_combination, sampling_params, with_defaults
+from server.parameters import check_combination, sampling_params
 from server.schemas import MAX_COUNT, ConfigPatch, GenerateParameters, TaskPatch, TextUpload
 from server.services import Services, services_of
 from server.uploads import Candidate, Conditions, max_upload_bytes, publish, read_file, read_text, try_out
@@ -138,7 +138,7 @@ async def patch_task(request: Request, task_id: str) -> Response:
         raise Forbidden("only an operator may make a task public")
     if patch.config is not None and patch.config.parameters is not None:
         # Defaults that contradict each other, or ask for too much, would refuse every request that says nothing.
-        defaults = with_defaults(GenerateParameters(), patch.config.parameters.model_dump())
+        defaults = GenerateParameters().model_copy(update=patch.config.parameters.model_dump())
         check_combination(defaults, stream=False)
         params = sampling_params(defaults, services.engine.max_model_len, has_scores=False)
         services.engine.check(EngineRequest("", principal.tenant, (0,), sampling_params=params))

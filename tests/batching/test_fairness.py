@@ -230,6 +230,15 @@ def test_a_steps_prompt_tokens_are_shared_by_weight_and_what_one_leaves_is_the_o
     assert read == {"a": 4, "b": 10, "c": 4}
 
 
+def test_a_weight_that_vanishes_beside_another_has_a_share_all_the_same():
+    engine = make_engine(MODEL, 4)
+    for tenant, weight in (("a", 1.0), ("b", 1e-17)):
+        engine.add_request(replace(ask(range(30), max_new_tokens=2, min_new_tokens=2), tenant=tenant, weight=weight))
+    while engine.has_work:
+        engine.step()
+    assert engine.num_free_slots == 4
+
+
 def test_a_flood_of_one_tenant_does_not_keep_another_waiting():
     engine = make_engine(MODEL, 4)
     for _ in range(40):

@@ -405,6 +405,25 @@ def test_a_file_that_may_be_needed_is_no_litter_though_an_earlier_write_of_it_wa
 
 
 @in_a_directory
+def test_a_file_that_cannot_be_removed_keeps_no_other_from_it(
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete, stuck = store._blobs.delete, set[str]()
+
+    def refusing(tenant: str, name: str) -> None:
+        if not stuck or name in stuck:
+            stuck.add(name)
+            raise StoreUnavailable("input/output error")
+        delete(tenant, name)
+
+    monkeypatch.setattr(store._blobs, "delete", refusing)
+    for seed in range(8):
+        with pytest.raises(PreconditionFailed):
+            publish(store, "poet", seed=seed, if_match="*")
+    assert len(home.files()) == len(stuck) == 1
+
+
+@in_a_directory
 def test_a_full_registry_keeps_neither_row_nor_file_nor_what_was_served(store: PrefixStore, home: Home) -> None:
     publish(store, seed=1)
     with store._database._engine.connect() as connection:

@@ -12,6 +12,7 @@ import jsonschema_rs
 import pytest
 from tokenizers import Tokenizer as Backend
 
+import polyprefix
 from batching.engine import Engine
 from batching.pretrained import load_backbone
 from server.constraints import GrammarFollower
@@ -307,6 +308,18 @@ def test_a_tenants_slow_grammars_take_one_place_in_the_queue(byte_tokenizer: Bac
         await asyncio.gather(*flood, return_exceptions=True)
 
     with_grammars(byte_tokenizer, use)
+
+
+def test_a_grammar_that_takes_too_much_memory_is_refused_however_often_such_ones_are_tried() -> None:
+    """The process that tries them keeps what the last one took, and the next could grow into that."""
+
+    async def use(grammars: Grammars) -> None:
+        for attempt in range(4):
+            large = json.dumps({"enum": [[[[[[i % 10]]]], i] for i in range(1800 + attempt)]}, separators=(",", ":"))
+            with pytest.raises(GrammarError, match="MiB; expected at most 16"):
+                await grammars.check(OwnGrammar("acme", Grammar("json", large)))
+
+    with_grammars(Backend.from_file(str(Path(polyprefix.__file__).parent / "pocket" / "tokenizer.json")), use)
 
 
 def test_a_process_that_somebody_killed_is_replaced(byte_tokenizer: Backend) -> None:

@@ -184,6 +184,9 @@ def test_a_request_that_wants_no_sampling_gets_none_of_its_tasks(server: Running
         ({"num_beams": 2}, {"best_of": 2, "do_sample": True}, True),
         ({"temperature": 0}, {"do_sample": True}, True),
         ({"temperature": 0}, {"top_p": 0.9}, True),
+        ({"do_sample": False}, {"do_sample": True}, True),
+        ({"min_new_tokens": 32}, {"max_new_tokens": 16}, False),
+        ({"num_beams": 2, "min_new_tokens": 3}, {"grammar": {"type": "regex", "value": "ab|cd"}}, False),
     ],
 )
 def test_how_a_request_wants_to_be_searched_wins_over_its_tasks_ways(
@@ -207,6 +210,25 @@ def test_a_task_whose_answers_are_chosen_by_default_is_streamed_unchosen(
     assert (answer.status_code, "generated_text" in answer.text) == (200, True), answer.text
     openai = {"model": "chosen", "prompt": "ab", "stream": True}
     assert server.http.post("/v1/completions", json=openai).status_code == 200
+
+
+def test_a_tasks_defaults_give_way_to_openais_and_to_a_mix(server: Running) -> None:
+    defaults = {"one": {"min_new_tokens": 32}, "two": {"do_sample": False}, "three": {"num_beams": 2}}
+    for name, parameters in defaults.items():
+        put(server, name, prefix_file(3, 0.1))
+        assert server.http.patch(f"/tasks/{name}", json={"config": {"parameters": parameters}}).status_code == 200
+    put(server, "four", prefix_file(3, 0.2))
+    server.http.patch("/tasks/four", json={"config": {"parameters": defaults["three"]}})
+    for asked in (
+        {"model": "one", "prompt": "ab"},
+        {"model": "two", "prompt": "ab", "n": 2},
+        {"model": "three", "prompt": "ab", "n": 2},
+        {"model": "three", "prompt": "ab", "response_format": {"type": "json_object"}},
+    ):
+        answer = server.http.post("/v1/completions", json=asked)
+        assert answer.status_code == 200, (asked, answer.text)
+    mixed = {"task_id": {"mix": {"three": 0.5, "four": 0.5}}, "inputs": "ab"}
+    assert server.http.post("/generate", json=mixed).status_code == 200
 
 
 def test_a_rollback_serves_the_older_version(server: Running) -> None:
