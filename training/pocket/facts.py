@@ -12,7 +12,7 @@ from training.records import Field, render
 
 # What a description has in it that tells of a field in words of its own; any other field it tells by its value
 HINTS = {
-    "priceRange": "pric|cheap|expensive|£|cost|afford|budget|moderate",
+    "priceRange": r"pric|cheap|expensive|£|cost|afford|budget|moderate|pound|euro|\b(20|25|30)\b",
     "customer rating": "rat|star|out of|review|custom",
     "familyFriendly": "famil|kid|child|adult",
     "area": "river|cent|city",
