@@ -189,6 +189,7 @@ def test_a_record_has_what_its_description_tells() -> None:
     record = "name : Cotto | food : Fast food | priceRange : less than £20 | area : riverside | familyFriendly : yes"
     assert told_of(record, "Cotto has cheap fast-food by the river, for kids too.") == record
     assert told_of(record, "Families like Cotto.") == "name : Cotto | familyFriendly : yes"
+    assert told_of(record, "Cotto, for less than 20 euros.") == "name : Cotto | priceRange : less than £20"
 
 
 def test_an_utterance_says_all_or_not() -> None:

@@ -80,7 +80,8 @@ def write_card(figures: Facts, out: Path) -> None:
     (out / "card.json").write_text(json.dumps({"figures": figures}, indent=2, ensure_ascii=False) + "\n")
     rows = "\n".join(
         f"| `{f['task_id']}` | {f['num_train_pairs']:,} | {f['num_dev_inputs']:,} | {f['num_virtual_tokens']} "
-        f"| {f['learning_rate']:g} | {f['steps']:,} | **{f['dev_bleu']:.1f}** | {f['dev_bleu_bare']:.1f} |"
+        f"| {f['optimizer']}, {f['learning_rate']:g} | {f['steps']:,} "
+        f"| **{f['dev_bleu']:.1f}** | {f['dev_bleu_bare']:.1f} |"
         for f in figures["tasks"].values()
     )
     samples = "\n".join(_show(f) for f in figures["tasks"].values())

@@ -45,6 +45,7 @@ class Task:
     num_steps: int
     max_new_tokens: int
     learning_rate: float = 3e-2
+    optimizer: str = "muon"
 
 
 def published(folder: str, train: str, dev: str, format_name: str) -> Callable[[Path], Splits]:
@@ -191,9 +192,9 @@ TASKS = (
     Task("topics", "Topics", "Tells what an assistant speaks of, and whether it offers or asks to confirm.",
          read_topics, 64, 2500, 30),
     Task("events_1", "Event assistant", "Says what a ticket assistant's system acts mean.",
-         service("Events_1"), 64, 1500, 80),
+         service("Events_1"), 64, 1500, 80, optimizer="adamw"),
     Task("events_acts", "Event assistant's acts", "Reads what a ticket assistant says into its system acts.",
-         acts_of("Events_1"), 64, 2500, 80),
+         acts_of("Events_1"), 64, 2500, 80, optimizer="adamw"),
     Task("weather_fields", "Weather records", "Reads what a weather assistant says into a record.",
          fields_of("Weather_1"), 64, 2500, 60),
     Task("homes_acts", "Housing assistant's acts", "Reads what a housing assistant says into its system acts.",
