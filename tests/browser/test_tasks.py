@@ -117,6 +117,8 @@ def test_settings_that_are_not_saved_stay_as_typed_where_the_task_was_used(tasks
         card(tasks, name).get_by_text("Settings", exact=True).click()
         card(tasks, name).get_by_label("Description").fill("Not saved yet")
         generated(http, name, INPUTS)
+        while http.get(f"/tasks/{name}").json()["usage"]["requests"] == 0:  # written down every few seconds
+            tasks.wait_for_timeout(100)
         tasks.get_by_role("link", name="Playground", exact=True).click()
         tasks.get_by_role("link", name="Tasks", exact=True).click()
         expect(card(tasks, name)).to_contain_text("1 request")
