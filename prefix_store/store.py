@@ -5,6 +5,7 @@ Knows the order that makes a write safe: first the files, then one transaction. 
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -36,6 +37,7 @@ from prefix_store.tenant_registry import TenantRegistry
 from prefix_store.upkeep import Upkeep
 from prefix_store.usage import UsageLedger
 
+MAX_FAILED_REMOVALS = 3  # of files that no version needs, after one write
 MAX_OUTAGE = 3600.0  # seconds for which a key stays good whose tenant cannot be asked for, in a store that many share
 
 
@@ -332,11 +334,17 @@ class PrefixStore:
 
     def _remove_loose_files(self) -> None:
         """Remove those that no version needs; what cannot be removed now is tried again after the next write."""
-        for tenant, file in tuple(self._loose):
-            with suppress(StoreError):  # litter is no reason to fail what was done, nor to leave the rest
+        num_failed = 0
+        # In any order: one that cannot be removed is not always first. Where none can, that is soon found.
+        for tenant, file in random.sample(tuple(self._loose), len(self._loose)):
+            try:
                 if not self._registry.needs(tenant, file.sha256, file.uploaded_at):
                     self._blobs.delete(tenant, file.name)
                 self._loose.discard((tenant, file))
+            except StoreError:  # litter is no reason to fail what was done
+                num_failed += 1
+                if num_failed == MAX_FAILED_REMOVALS:
+                    return
 
 
 def _cache_key(tenant: str, version: TaskVersion) -> tuple[str, str, str]:

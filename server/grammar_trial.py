@@ -3,8 +3,8 @@
     python -m server.grammar_trial
 
 Reads lines of JSON, first the tokenizer, then grammars; answers each grammar by a line. A grammar that takes too long
-or too much memory, or overflows the stack, ends the process instead. Knows the compiler, and imports nothing else of
-ours: the process is small and starts at once.
+or too much memory, or overflows the stack, ends the process instead. Knows the compiler and the heap, and imports
+nothing else of ours: the process is small and starts at once.
 """
 
 import json

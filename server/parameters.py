@@ -42,10 +42,11 @@ def with_defaults(
     if stream:
         refused |= BEAMS | {"best_of"}
     if is_mix:
-        refused |= BEAMS
+        refused |= BEAMS if is_sampling(own.model_copy(update=dict(defaults))) else BEAMS | {"best_of"}
     if own.grammar is not None or not isinstance(own.response_format, TextFormat | None):
         refused |= BEAMS | {"min_new_tokens"}
-    if own.do_sample is False or own.temperature == 0 or own.num_slots > 1:
+    is_greedy = not is_sampling(own) and (own.do_sample is False or own.temperature == 0)
+    if is_greedy or own.num_slots > 1:
         refused |= SAMPLING | {"best_of"}
     elif is_sampling(own) or own.num_samples > 1:
         greedy = {"temperature": 0, "do_sample": False}

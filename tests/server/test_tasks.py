@@ -185,6 +185,7 @@ def test_a_request_that_wants_no_sampling_gets_none_of_its_tasks(server: Running
         ({"temperature": 0}, {"do_sample": True}, True),
         ({"temperature": 0}, {"top_p": 0.9}, True),
         ({"do_sample": False}, {"do_sample": True}, True),
+        ({"num_beams": 2}, {"do_sample": False, "temperature": 0.7}, True),
         ({"min_new_tokens": 32}, {"max_new_tokens": 16}, False),
         ({"num_beams": 2, "min_new_tokens": 3}, {"grammar": {"type": "regex", "value": "ab|cd"}}, False),
     ],
