@@ -1,6 +1,8 @@
 """The linear layers: the plain one's numbers, whichever way they are computed, and no row's from another row."""
 
+import ctypes
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -66,7 +68,19 @@ def test_an_embedding_is_kept_beside_a_head_that_has_other_numbers() -> None:
         assert torch.equal(make_embedding(weight, head)(token_ids), weight)
 
 
+@pytest.fixture(params=[False, True], ids=["as AMD's", "as Intel's"])
+def processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The loops for either make run on both."""
+    assert kernels._linear is not None
+    is_intel = ctypes.c_bool.in_dll(kernels._linear, "is_intel")
+    true_one = is_intel.value
+    is_intel.value = request.param
+    yield
+    is_intel.value = true_one
+
+
 @needs_kernels
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("size", SIZES)
 def test_our_bfloat16_products_are_those_of_float32_over_the_same_numbers(size, activation):
@@ -80,6 +94,7 @@ def test_our_bfloat16_products_are_those_of_float32_over_the_same_numbers(size, 
 
 
 @needs_kernels
+@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("size", SIZES)
 def test_our_int8_products_are_those_of_torch_over_the_same_integers(size, activation):
