@@ -20,7 +20,7 @@ from typing import Protocol
 from batching.checkpoint import Checkpoint, read
 from batching.engine import Engine
 from batching.gpt2 import Backbone
-from batching.kernels import HAS_KERNELS
+from batching.kernels import HAS_KERNELS, flush_denormals
 from batching.types import Abort, RequestError, StepStats
 from prefix_store.prefix import BackboneSpec
 from server.channel import Channel
@@ -172,6 +172,7 @@ def main() -> None:
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)  # they may be sent to all processes: draining is the server's
     os.nice(NICENESS)
+    flush_denormals()
     sock = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=end_with, args=[sock], daemon=True).start()
     channel = Channel(sock)

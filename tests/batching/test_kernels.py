@@ -1,5 +1,8 @@
 """The compiled loops compute what torch computes; what is not a row's own cannot reach it, whichever way is taken."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +143,14 @@ def test_what_is_not_allowed_is_minus_infinity_and_all_else_is_kept(monkeypatch,
     monkeypatch.setattr(kernels, "_library", None)
     assert torch.equal(kernels.restrict(logits, allowed), expected)
     assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1e-40, "0"), (1.2e-38, str(1 << 22))])
+def test_threads_that_start_later_flush_denormals_as_well(number: float, expected: str) -> None:
+    """In a process of its own, since threads that there are keep their ways."""
+    product = (
+        "import torch; from batching.kernels import flush_denormals; torch.set_num_threads(2); flush_denormals();"
+        f"print((torch.full((1 << 22,), {number}) * 1).count_nonzero().item())"
+    )
+    found = subprocess.run([sys.executable, "-c", product], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == expected

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from prefix_store.prefix import Prefix
 from server.channel import HEADER, Channel, LoopChannel, packed
@@ -21,7 +23,7 @@ from server.engine_messages import Allocate, Drop, Keep, LoadBackbone
 from server.engine_process import EngineProcess, EngineStartError
 from server.sent_prefixes import SentPrefixes
 from tests.child_processes import child_pids
-from tests.server.test_process import Launch, Process, launch
+from tests.server.test_process import Launch, Process, launch, launcher
 
 __all__ = ["launch"]
 
@@ -119,6 +121,23 @@ def test_what_reads_models_is_not_in_the_engine() -> None:
     """transformers takes a hundred megabytes."""
     imported = "import sys, server.engine_main; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", imported], check=False).returncode == 0
+
+
+def test_numbers_so_small_that_they_are_slow_count_as_zero(tiny_model: Path, tmp_path: Path) -> None:
+    """A model whose only difference between tokens is made of such numbers: without it the first token is chosen."""
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_model, directory)
+    model = GPT2LMHeadModel.from_pretrained(tiny_model, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1e-40)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[5] = 1e38
+        assert model(torch.tensor([[1]])).logits.argmax() == 5
+    model.save_pretrained(directory)
+    with launcher(directory, tmp_path) as launch:
+        details = launch().generate("a", max_new_tokens=1, details=True)["details"]
+    assert [token["id"] for token in details["tokens"]] == [0]
 
 
 def test_messages_come_whole_and_in_order_however_they_are_cut() -> None:

@@ -179,6 +179,8 @@ BATCH = [
     Guard("which row of a mix was not finite", "batching/engine.py",
           "place = sequence.prefixes.index(step.row.prefix)", "place = 0",
           "batching/test_mixture.py::test_a_poisoned_row_fails_its_mixture_alone_and_is_named"),
+    Guard("numbers that are slow", "server/engine_main.py", "    flush_denormals()", "    pass",
+          "server/test_engine_process.py::test_numbers_so_small_that_they_are_slow_count_as_zero"),
     Guard("slots are zeroed", "batching/engine.py", "self.cache.clear(slot)", "pass",
           f"{ENGINE}::test_a_compile_that_is_not_finite_fails_and_leaves_nothing_in_its_slot"),
     Guard("slots begin as zeros", "batching/kv_cache.py",
