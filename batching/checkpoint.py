@@ -53,6 +53,11 @@ class Checkpoint:
             raise BackboneError("the checkpoint has cross-attention; a plain GPT-2 was expected")
         if not isinstance(config.eos_token_id, int):
             raise BackboneError(f"the checkpoint's eos_token_id is {config.eos_token_id!r}; expected one token id")
+        if not 0 <= config.eos_token_id < config.vocab_size:
+            raise BackboneError(
+                f"the checkpoint's eos_token_id is {config.eos_token_id}, which its vocab_size, {config.vocab_size}, "
+                "does not have"
+            )
         parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         return cls(
             name=name,

@@ -65,6 +65,8 @@ def _check_mix(request: Request) -> None:
     for mixed in request.mix:
         if not (math.isfinite(mixed.weight) and mixed.weight > 0):
             raise RequestError(f"a weight in the mix is {mixed.weight}; expected a finite number above 0")
+    if not math.isfinite(sum(mixed.weight for mixed in request.mix)):
+        raise RequestError("the weights of the mix have no finite sum")
     if request.sampling_params.num_beams > 1:
         raise RequestError(f"num_beams is {request.sampling_params.num_beams}; expected 1 with a mix of tasks")
 

@@ -40,7 +40,7 @@ Output = StepOutput | Compiled
 # Seconds that a step waits for its rows' constraints, where no other row goes on meanwhile.
 CONSTRAINTS_PATIENCE = 0.01
 
-# Logits [64, 50257] in float32 are 13 MB; a whole prompt's at once would be twenty times as much.
+# Logits [64, 50257] in float32 are 13 MB; a whole prompt's at once would be sixteen times as much.
 PROMPT_LOGPROBS_AT_ONCE = 64
 
 

@@ -31,6 +31,7 @@ _CAN = torch.cpu.get_capabilities()
 _library = _load(f"kernels-{torch.backends.cpu.get_cpu_capability().lower()}.so")  # of AVX2, AVX512 or none
 HAS_KERNELS = _library is not None
 _linear = _load("linear-avx512.so") if _CAN.get("avx512_bf16") and _CAN.get("avx512_vnni") else None
+_is_intel = None if _linear is None else ctypes.c_bool.in_dll(_linear, "is_intel")
 
 
 def flush_denormals() -> None:
@@ -152,10 +153,16 @@ def linear(x: Tensor, panels: Panels, has_gelu: bool, out_dtype: torch.dtype) ->
     result has the same bits whatever the other rows are.
     """
     assert _linear is not None
+    assert _is_intel is not None
     M, in_features = x.shape
     y = x.new_empty(M, panels.out_features, dtype=out_dtype)
+    scratch = None  # torch's, which raises where there is no memory
+    if panels.scales is not None:
+        scratch = x.new_empty(M * (in_features + 4), dtype=torch.uint8)
+    elif _is_intel.value:
+        scratch = x.new_empty(M * in_features, dtype=torch.float32)
     name = f"linear_{_name_of(panels.weight)}_to_{_name_of(y)}"
-    tensors = (x.contiguous(), panels.weight, panels.bias, panels.scales, panels.totals, y)
+    tensors = (x.contiguous(), panels.weight, panels.bias, panels.scales, panels.totals, y, scratch)
     _call(_linear, name, tensors, (M, in_features, panels.out_features, has_gelu))
     return y
 

@@ -15,8 +15,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <vector>
 
 extern "C" {
 // Intel's processors take two cycles over a product of bfloat16, which they leave to AMX, and half of one over a product of
@@ -174,37 +172,39 @@ float quantize(const uint16_t* x, int64_t W, uint8_t* words) {
 }
 
 template <typename Out>
-void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, int64_t M, int64_t K, bool has_gelu) {
-    const std::unique_ptr<float[]> widened(is_intel ? new float[M * K] : nullptr);
+void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K, bool has_gelu) {
+    float* const widened = (float*)scratch;
 #pragma omp parallel
     if (is_intel) {
 #pragma omp for
-        for (int64_t i = 0; i < M * K; i += LANES) _mm512_storeu_ps(&widened[i], to_float(x + i));
-        linear<WidenedBFloat16>((const int32_t*)widened.get(), nullptr, M, K / 2, columns, has_gelu, y);
+        for (int64_t i = 0; i < M * K; i += LANES) _mm512_storeu_ps(widened + i, to_float(x + i));
+        linear<WidenedBFloat16>((const int32_t*)widened, nullptr, M, K / 2, columns, has_gelu, y);
     } else {
         linear<BFloat16>((const int32_t*)x, nullptr, M, K / 2, columns, has_gelu, y);
     }
 }
 
 template <typename Out>
-void linear_int8(const uint16_t* x, const Columns& columns, Out* y, int64_t M, int64_t K, bool has_gelu) {
-    std::vector<uint8_t> words(M * K);
-    std::vector<float> scales(M);
+void linear_int8(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K, bool has_gelu) {
+    uint8_t* const words = (uint8_t*)scratch;
+    float* const scales = (float*)(words + M * K);
 #pragma omp parallel
     {
 #pragma omp for
-        for (int64_t m = 0; m < M; m++) scales[m] = quantize(x + m * K, K / 4, words.data() + m * K);
-        linear<Int8>((const int32_t*)words.data(), scales.data(), M, K / 4, columns, has_gelu, y);
+        for (int64_t m = 0; m < M; m++) scales[m] = quantize(x + m * K, K / 4, words + m * K);
+        linear<Int8>((const int32_t*)words, scales, M, K / 4, columns, has_gelu, y);
     }
 }
 
 }  // namespace
 
-// x [M, K] bfloat16, K a multiple of LANES; y [M, N] in the type of the name's end; the rest as in `Columns`.
+// x [M, K] bfloat16, K a multiple of LANES; y [M, N] in the type of the name's end; scratch of M * K bytes and M floats in
+// int8, M * K floats if `is_intel` in bfloat16; the rest as in `Columns`.
 #define LINEAR(IN, OUT, T)                                                                                            \
     void linear_##IN##_to_##OUT(const uint16_t* x, const __m512i* panels, const float* bias, const float* scales,     \
-                                const int32_t* totals, T* y, int64_t M, int64_t K, int64_t N, int64_t has_gelu) {     \
-        linear_##IN(x, Columns{panels, bias, scales, totals, N}, y, M, K, has_gelu);                                  \
+                                const int32_t* totals, T* y, char* scratch, int64_t M, int64_t K, int64_t N,           \
+                                int64_t has_gelu) {                                                                   \
+        linear_##IN(x, Columns{panels, bias, scales, totals, N}, y, scratch, M, K, has_gelu);                         \
     }
 
 extern "C" {

@@ -1,6 +1,6 @@
 """A frozen linear layer, `act(x @ W.T + b)`, in the fastest form that the device has.
 
-On CPUs the weight is packed once: for our own loops where the processor has AVX512-BF16, else for oneDNN. Plain
+On CPUs the weight is packed once: for our own loops where they are the faster ones, else for oneDNN. Plain
 `F.linear` in bfloat16 is up to three times as slow as the same product over packed weights, and in float32 as well.
 Knows nothing of GPT-2.
 """

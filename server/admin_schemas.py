@@ -11,7 +11,7 @@ from prefix_store.usage import DailyUsage
 from server.schemas import Closed
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
-Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 

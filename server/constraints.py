@@ -5,7 +5,9 @@ Knows matchers and masks, in the engine's process. Knows nothing of rows' text, 
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from copy import copy
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,8 @@ from server.grammar_compiler import GrammarCompiler, check
 from server.kept_grammars import KeptGrammars, OwnGrammar
 
 NUM_WORKERS = 4
+
+Result = TypeVar("Result")
 
 
 class GrammarFollower:
@@ -61,7 +65,7 @@ class GrammarRow:
         wait([self._working], max_seconds)
 
     def allowed(self) -> npt.NDArray[np.uint8]:
-        return self._working.result()
+        return _result(self._working)
 
     def follow(self, output_token_ids: Sequence[int]) -> None:
         new = tuple(output_token_ids[self._num_followed :])
@@ -69,7 +73,7 @@ class GrammarRow:
         self._working = self._workers.submit(self._work_out, new)
 
     def _begin(self, compiled: Future[LLMatcher]) -> npt.NDArray[np.uint8]:
-        self._matcher = compiled.result().deep_copy()  # which is ahead of it in the same thread
+        self._matcher = _result(compiled).deep_copy()  # which is ahead of it in the same thread
         return self._work_out(())
 
     def _work_out(self, token_ids: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -81,3 +85,11 @@ class GrammarRow:
         allowed = np.zeros((self._vocab_size + 7) // 8, np.uint8)
         allowed[: len(bits)] = bits[: len(allowed)]
         return allowed
+
+
+def _result(future: Future[Result]) -> Result:
+    """What it came to. An error is raised as a copy: the future keeps its own, which would keep the frames of whoever
+    raised it, and with them a step's logits."""
+    if error := future.exception():
+        raise copy(error)
+    return future.result()

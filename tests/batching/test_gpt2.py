@@ -92,6 +92,23 @@ def test_a_checkpoint_of_more_layers_than_its_configuration_is_refused_and_never
         load_backbone(checkpoint)
 
 
+@pytest.mark.parametrize("change", [{"n_embd": "abc"}, {"layer_norm_epsilon": "x"}, {"dtype": "float8"}])
+def test_a_configuration_of_other_values_is_refused_as_what_could_not_be_read(checkpoint, change):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BackboneError, match=r"could( not)? be read"):
+        load_backbone(checkpoint)
+
+
+@pytest.mark.parametrize("eos_token_id", [-1, 50, 50256])
+def test_an_end_of_text_that_the_vocabulary_does_not_have_is_refused(eos_token_id):
+    """As in a checkpoint of a small vocabulary whose configuration says nothing of it."""
+    model = make_model(vocab_size=50)
+    model.config.eos_token_id = eos_token_id
+    with pytest.raises(BackboneError, match=f"eos_token_id is {eos_token_id}, which its vocab_size, 50, does not have"):
+        Backbone.from_model(model)
+
+
 @pytest.mark.parametrize("change", [{"activation_function": "silu"}, {"add_cross_attention": True}])
 def test_a_gpt2_that_computes_something_else_is_refused(change):
     with pytest.raises(BackboneError, match=r"activation|cross-attention"):

@@ -1,6 +1,5 @@
 """The linear layers: the plain one's numbers, whichever way they are computed, and no row's from another row."""
 
-import ctypes
 import math
 from collections.abc import Iterator
 
@@ -71,12 +70,11 @@ def test_an_embedding_is_kept_beside_a_head_that_has_other_numbers() -> None:
 @pytest.fixture(params=[False, True], ids=["as AMD's", "as Intel's"])
 def processor(request: pytest.FixtureRequest) -> Iterator[None]:
     """The loops for either make run on both."""
-    assert kernels._linear is not None
-    is_intel = ctypes.c_bool.in_dll(kernels._linear, "is_intel")
-    true_one = is_intel.value
-    is_intel.value = request.param
+    assert kernels._is_intel is not None
+    true_one = kernels._is_intel.value
+    kernels._is_intel.value = request.param
     yield
-    is_intel.value = true_one
+    kernels._is_intel.value = true_one
 
 
 @needs_kernels

@@ -205,6 +205,7 @@ def test_an_abort_frees_every_slot():
         (ask_mix((1,), [(A, 1.0)] * 5), "mixed tasks is 5; the server has 4 slots"),
         (ask_mix((1,), [(A, 1.0), (B, 0.0)]), "weight in the mix is 0"),
         (ask_mix((1,), [(A, 1.0), (B, float("inf"))]), "weight in the mix is inf"),
+        (ask_mix((1,), [(A, 1e308), (B, 1e308)]), "no finite sum"),
         (ask_mix((1,) * 200, [(None, 1.0), (B, 1.0)], max_new_tokens=48), "257 tokens"),
         (replace(ask((1,), A), mix=(MixedPrefix(A, 1.0), MixedPrefix(B, 1.0))), "one of them"),
     ],

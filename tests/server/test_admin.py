@@ -63,6 +63,7 @@ def test_tenants_and_keys_are_made_changed_listed_and_taken_away(place: list[str
     [
         ["tenant", "add", "../up"],
         ["tenant", "add", "x", "--weight", "0"],
+        ["tenant", "add", "x", "--weight", "1e-18"],
         ["tenant", "add", "x", "--weight", "nan"],
         ["tenant", "add", "x", "--limit", "unknown=1"],
         ["key", "create", "x", "--scope", "everything"],

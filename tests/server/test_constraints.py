@@ -17,7 +17,7 @@ from batching.gpt2 import Backbone
 from batching.pretrained import load_backbone
 from batching.types import FinishReason, Request, SamplingParams, StepOutput
 from server.constraints import GrammarFollower
-from server.grammar_compiler import Grammar
+from server.grammar_compiler import Grammar, GrammarError
 from server.kept_grammars import OwnGrammar
 from server.text import Tokenizer
 from server.tokenizer_loading import load_tokenizer
@@ -146,6 +146,17 @@ def test_a_grammar_that_becomes_too_complex_fails_its_row_alone(house: House) ->
     assert last.finish_reason is FinishReason.ERROR
     assert "GrammarError" in (last.error or "")
     assert token_ids_of(outputs).items() >= house.mates_alone.items()
+
+
+def test_an_error_that_is_kept_keeps_no_frame_of_who_asked(house: House) -> None:
+    """Else what a step had allocated stays with every row that follows a grammar which could not be compiled."""
+    lengths = set()
+    for _ in range(3):
+        row = house.follower.begin(OwnGrammar("default", Grammar("regex", "(")), house.backbone.vocab_size)
+        with pytest.raises(GrammarError) as caught:
+            row.allowed()
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
 
 
 def test_a_vocabulary_that_is_larger_than_the_tokenizers_has_tokens_that_are_never_allowed(house: House) -> None:
