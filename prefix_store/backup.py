@@ -27,7 +27,7 @@ from prefix_store.names import file_key
 @dataclass(frozen=True, slots=True)
 class Copied:
     """How many files were copied, and the names (`tenant/sha256.safetensors`) of those that were found to be missing or
-    damaged."""
+    damaged. What files a damaged record needs cannot be known: a backup names the record."""
 
     num_files: int
     left_out: list[str]

@@ -32,6 +32,7 @@ from prefix_store.rows import (
     find_task,
     of_task,
     served_version_row,
+    sound_part_of,
     task_of,
     task_row,
     traffic_of,
@@ -96,7 +97,8 @@ class Registry:
     def task(self, tenant: str, task_id: str) -> Task:
         """The tenant's own task, else the public one of that name. Raises `UnknownTask`."""
         with self._database.reading() as connection:
-            return self._whole_task(connection, visible_task_row(connection, tenant, task_id))
+            task = visible_task_row(connection, tenant, task_id)
+            return task_of(task, _versions_of(connection, task), self._fingerprint)
 
     def tasks(self, tenant: str, limit: int, after: str | None) -> list[Task]:
         """Up to `limit` tasks that the tenant may use, in the order of their ids, those behind `after` only.
@@ -177,7 +179,7 @@ class Registry:
                 values["public"] = public
             if values:
                 change(connection, tasks, task, **values)
-            return self._whole_task(connection, task_row(connection, tenant, task_id))
+            return self._sound_part(connection, task_row(connection, tenant, task_id))
 
     def _check_servable(self, connection: Connection, tenant: str, task_id: str, version: int) -> None:
         wanted = version_of(version_row(connection, tenant, task_id, version), self._fingerprint)
@@ -194,7 +196,7 @@ class Registry:
             if native_sha256 not in (None, found.native_sha256):
                 raise UnknownVersion(task_id, version)
             change(connection, versions, found, quarantined=reason)
-            return self._whole_task(connection, task)
+            return self._sound_part(connection, task)
 
     def delete(self, tenant: str, task_id: str, if_match: str | None) -> list[TaskVersion]:
         """Remove the task and its versions, and return those. Raises `UnknownTask`, `PreconditionFailed`.
@@ -285,9 +287,13 @@ class Registry:
         rows = connection.execute(of_task(tenant, task_id).where(of_use).order_by(~in_service, versions.c.version))
         return next((row for row in rows if is_sound(versions, row._mapping)), None)
 
-    def _whole_task(self, connection: Connection, task: AnyRow) -> Task:
-        rows = connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version))
-        return task_of(task, rows, self._fingerprint)
+    def _sound_part(self, connection: Connection, task: AnyRow) -> Task:
+        """A damaged version keeps no other from being served, or taken out of service."""
+        return sound_part_of(task, _versions_of(connection, task), self._fingerprint)
+
+
+def _versions_of(connection: Connection, task: AnyRow) -> Sequence[AnyRow]:
+    return connection.execute(of_task(task.tenant, task.task_id).order_by(versions.c.version)).all()
 
 
 def _is_visible(tenant: str) -> ColumnElement[bool]:

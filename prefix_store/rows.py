@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Select, Table, insert, select, update
 
 from prefix_store.errors import CorruptRecord, UnknownTask, UnknownVersion
 from prefix_store.names import is_task_id
-from prefix_store.records import AnyRow, checked, key_of, resealed, sealed
+from prefix_store.records import AnyRow, checked, is_sound, key_of, resealed, sealed
 from prefix_store.schema import moment_of, moment_text, tasks, versions
 from prefix_store.tasks import Task, TaskConfig, TaskVersion, Upload
 
@@ -108,9 +108,17 @@ def version_of(row: AnyRow, fingerprint: str) -> TaskVersion:
 
 def task_of(row: AnyRow, version_rows: Iterable[AnyRow], fingerprint: str) -> Task:
     """Raises `CorruptRecord` where any of its rows is damaged or missing."""
+    task = sound_part_of(row, [checked(versions, version) for version in version_rows], fingerprint)
+    if [version.version for version in task.versions] != list(range(1, row.num_versions + 1)):
+        raise CorruptRecord("versions", key_of(tasks, row._mapping))
+    return task
+
+
+def sound_part_of(row: AnyRow, version_rows: Iterable[AnyRow], fingerprint: str) -> Task:
+    """Without the versions that are damaged or missing. Raises `CorruptRecord` where requests get one of these."""
     checked(tasks, row)
-    of_row = tuple(version_of(checked(versions, version), fingerprint) for version in version_rows)
-    if [version.version for version in of_row] != list(range(1, row.num_versions + 1)):
+    of_row = tuple(version_of(version, fingerprint) for version in version_rows if is_sound(versions, version._mapping))
+    if not {row.served_version, *traffic_of(row)} <= {version.version for version in of_row}:
         raise CorruptRecord("versions", key_of(tasks, row._mapping))
     return Task(
         row.tenant,

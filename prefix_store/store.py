@@ -135,8 +135,9 @@ class PrefixStore:
         The served version's own bytes change nothing, an older version's serve that one again, others become the next
         version; all durably before this returns. It gets all requests from then on; without `serve` it is kept only,
         as a version of a task that is there, and `patch` may serve it. A version in quarantine leaves it by its own
-        bytes, upload and native file; where the latter is another by now, they are a new version. `if_match` is the
-        sha256 that the served version must have, or `*` for any; `if_none_match` wants that there is no such task.
+        bytes, upload and native file; where the latter is another by now, they are a new version. So they are where the
+        native file of the version found is damaged, which is then quarantined. `if_match` is the sha256 that the served
+        version must have, or `*` for any; `if_none_match` wants that there is no such task.
         Raises `InvalidTaskId`, `PreconditionFailed`, `QuotaExceeded`.
         """
         check_new_task_id(task_id, self._backbone.name)
@@ -159,6 +160,11 @@ class PrefixStore:
             published = self._registry.publish(
                 tenant, task_id, facts, serve=serve, if_match=if_match, if_none_match=if_none_match
             )
+            if damage := self._damage_beyond(bodies, tenant, published.version):
+                found = published.version
+                self._registry.quarantine(tenant, task_id, found.version, damage, found.native_sha256)
+                self.num_quarantines += 1
+                published = self._registry.publish(tenant, task_id, facts, serve=serve)
             # Where the same bytes turn out to be there already, they repair a damaged file.
             for file in self._names.files_of(published.version):
                 if file not in written and file.sha256 in bodies:
@@ -306,6 +312,15 @@ class PrefixStore:
         except NameTaken:
             self._loose.discard((tenant, file))  # it is somebody else's
             raise
+
+    def _damage_beyond(self, bodies: Mapping[str, bytes], tenant: str, version: TaskVersion) -> str | None:
+        """What is wrong with the version's native file, where it is none of `bodies`, which would repair it."""
+        if version.native_sha256 not in bodies:
+            try:
+                self._read(tenant, self._names.native_file(version))
+            except CorruptPrefix as error:
+                return str(error)
+        return None
 
     def _remember(self, tenant: str, task: Task) -> Task:
         self._pointers.put((tenant, task.task_id), Pointer(tenant, task.served, task.config, task.shares))

@@ -6,7 +6,7 @@ Knows the registry and the files, and that files are named by their hashes. Know
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -68,12 +68,12 @@ class Upkeep:
                     sizes[tenant] = self._blobs.sizes(tenant)
                 for file in self._names.files_of(version):
                     wrong = _wrong_size(file, sizes[tenant].get(file.name))
-                    if wrong is not None and self._is_kept(tenant, task_id, version):
+                    if wrong is not None and self._is_of_use(tenant, task_id, version):
                         damage.append(Damage(f"{tenant}/{task_id}/{version.version}", wrong))
         return damage
 
     def verify(self) -> list[Damage]:
-        """As `scan`, and read every file: a version with a damaged one is quarantined."""
+        """As `scan`, and read every file: a version whose native one is damaged is quarantined."""
         return [damage for damage in self.verify_each() if damage is not None]
 
     def verify_each(self) -> Iterator[Damage | None]:
@@ -108,7 +108,9 @@ class Upkeep:
         protects from what happens to the store, not from what happens to the disk. Nothing is written meanwhile.
         """
         with self._writing:
-            return back_up(self._database, self._blobs, path, self._needed_files())
+            copied = back_up(self._database, self._blobs, path, self._needed_files())
+            of_damaged = [f"files of {record.table} {record.key}" for record in self._registry.damaged_records()]
+            return replace(copied, left_out=copied.left_out + of_damaged)
 
     def _needed_files(self) -> Iterator[tuple[str, StoredFile]]:
         """With their tenants."""
@@ -121,10 +123,17 @@ class Upkeep:
         if self._closing.is_set():
             raise StoreUnavailable("the store is being closed")
 
-    def _is_kept(self, tenant: str, task_id: str, version: TaskVersion) -> bool:
-        """Whether it is still there: another process may have deleted it, or another upload have its number."""
+    def _is_of_use(self, tenant: str, task_id: str, version: TaskVersion) -> bool:
+        """Whether it is still there: another process may have deleted it, or another upload have its number. One in
+        quarantine that gets no requests was replaced, and there is nothing to be done about it."""
         try:
-            return self._registry.version(tenant, task_id, version.version).created_at == version.created_at
+            found = self._registry.version(tenant, task_id, version.version)
+            if found.created_at != version.created_at:
+                return False
+            if found.quarantined is None:
+                return True
+            _, served, _, shares = self._registry.served(tenant, task_id)
+            return found.version in {served.version, *(share.version for share, _ in shares)}
         except (UnknownTask, UnknownVersion):
             return False
         except CorruptRecord:
@@ -149,28 +158,32 @@ class Upkeep:
             return Damage(f"{tenant}/{task_id}/{version.version}", str(error))
 
     def _quarantine_if_damaged(self, tenant: str, task_id: str, version: TaskVersion) -> Damage | None:
-        if self._damaged_file(tenant, version) is None:
+        if not self._damaged_files(tenant, version):
             return None
         with self._writing, suppress(UnknownTask, UnknownVersion):
             # Look again: it may have been deleted or repaired meanwhile.
             now = self._registry.version(tenant, task_id, version.version)
-            wrong = self._damaged_file(tenant, now)
-            if wrong is None or not self._is_kept(tenant, task_id, now):
+            wrong = self._damaged_files(tenant, now)
+            if not wrong or not self._is_of_use(tenant, task_id, now):
                 return None
-            if now.quarantined is None:
-                self._quarantine(tenant, task_id, version.version, wrong, now.native_sha256)
-            return Damage(f"{tenant}/{task_id}/{version.version}", wrong)
+            served = wrong.get(self._names.native_file(now).name)
+            if now.quarantined is None and served is not None:
+                self._quarantine(tenant, task_id, version.version, served, now.native_sha256)
+            return Damage(f"{tenant}/{task_id}/{version.version}", next(iter(wrong.values())))
         return None
 
-    def _damaged_file(self, tenant: str, version: TaskVersion) -> str | None:
+    def _damaged_files(self, tenant: str, version: TaskVersion) -> dict[str, str]:
+        """What is wrong, by the files' names."""
+        wrong = {}
         for file in self._names.files_of(version):
             try:
                 body = self._blobs.read(tenant, file.name)
             except CorruptPrefix as error:
-                return str(error)
+                wrong[file.name] = str(error)
+                continue
             if hashlib.sha256(body).hexdigest() != file.sha256:
-                return f"{file.name} is damaged"
-        return None
+                wrong[file.name] = f"{file.name} is damaged"
+        return wrong
 
 
 def _wrong_size(file: StoredFile, found: int | None) -> str | None:

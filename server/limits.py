@@ -28,11 +28,11 @@ class Bucket:
         self._at = now
 
     def seconds_until(self, amount: float, now: float) -> float:
-        """How long until it holds `amount`; a minute where it never fills."""
+        """How long until it holds `amount`; a minute where it never does."""
         missing = amount - self._level_at(now)
         if missing <= 0:
             return 0.0
-        return missing * MINUTE / self.per_minute if self.per_minute else MINUTE
+        return missing * MINUTE / self.per_minute if self.per_minute and amount <= self.burst else MINUTE
 
     def _level_at(self, now: float) -> float:
         return min(float(self.burst), self._level + (now - self._at) * self.per_minute / MINUTE)

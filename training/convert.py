@@ -40,6 +40,8 @@ def convert(path: Path, out: Path, form: str, model: str | None = None, task_ind
     if form not in FORMS:
         raise NotConvertible(f"no form {form!r}; there are {', '.join(FORMS)}")
     source = read_any(path, model, task_index)
+    if isinstance(source.prompt, Prefix):  # not all that was read has been checked
+        parse(dump(source.prompt.past_key_values, source.prompt.metadata), source.shape, None)
     if form == "peft":
         write_peft(out, source, model)
         return source
@@ -85,7 +87,7 @@ def read_torch(path: Path, model: str | None) -> Source:
 
 def read_old_peft(path: Path, model: str | None, task_index: int | None) -> Source:
     """As PEFT saved it before it had safetensors."""
-    tensors = {name: tensor.contiguous() for name, tensor in load_weights(path).items()}
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in load_weights(path).items()}
     return read_tensors(path, tensors, save(tensors), model, task_index)
 
 
@@ -136,9 +138,8 @@ def peft_shape(folder: Path) -> BackboneShape | None:
     except (ValueError, KeyError, TypeError) as error:
         raise NotConvertible(f"{folder / 'adapter_config.json'} cannot be read: {error!r}") from error
     if not isinstance(config, PromptLearningConfig):
-        raise NotConvertible(
-            f"{folder} holds {config.peft_type.value}; expected prefix tuning or another prompt of PEFT's"
-        )
+        kind = getattr(config.peft_type, "value", "nothing that is named")
+        raise NotConvertible(f"{folder} holds {kind}; expected prefix tuning or another prompt of PEFT's")
     n_layer, n_head, n_embd = config.num_layers, config.num_attention_heads, config.token_dim
     num_virtual_tokens = config.num_virtual_tokens
     if not all(isinstance(number, int) and number > 0 for number in (n_layer, n_head, n_embd, num_virtual_tokens)):
@@ -165,6 +166,11 @@ def compile_embeddings(source: Source, model: str | None) -> Source:
     embeddings = source.prompt.embeddings
     if embeddings.shape[1] != backbone.shape.n_embd:
         raise NotConvertible(f"embeddings are {embeddings.shape[1]} wide; the backbone's {backbone.shape.n_embd}")
+    if not 1 <= len(embeddings) < backbone.shape.n_positions:
+        most = backbone.shape.n_positions - 1
+        raise NotConvertible(f"{len(embeddings)} embeddings; the backbone takes 1 to {most}")
+    if not embeddings.isfinite().all():
+        raise NotConvertible("some of the embeddings are no finite numbers")
     with torch.no_grad():
         inputs = embeddings.float().to(backbone.device)[None]
         cache = backbone.model.transformer(inputs_embeds=inputs, use_cache=True).past_key_values

@@ -44,9 +44,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file raises whatever its reader raises
         raise NotConvertible(f"{path} is no checkpoint of tensors alone: {error}") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, dict) or not all(_is_named_tensor(*item) for item in weights.items()):
         raise NotConvertible(f"{path} is no state dict; expected names with tensors")
     return weights
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _through_mlp(weights: dict[str, Tensor], shape: BackboneShape) -> Tensor:
@@ -61,6 +65,8 @@ def _through_mlp(weights: dict[str, Tensor], shape: BackboneShape) -> Tensor:
     except (KeyError, RuntimeError) as error:
         raise NotConvertible(f"control_trans is not the MLP that was expected: {error}") from error
     num_values = 2 * shape.n_layer * shape.n_embd
+    if x.ndim != 2:
+        raise NotConvertible(f"wte.weight is {list(weights['wte.weight'].shape)}; expected [virtual tokens, n_embd]")
     if x.shape[1] != num_values:
         hint = "; this one tunes embeddings alone" if x.shape[1] == shape.n_embd else ""
         raise NotConvertible(

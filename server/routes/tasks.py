@@ -141,7 +141,9 @@ async def patch_task(request: Request, task_id: str) -> Response:
         defaults = GenerateParameters().model_copy(update=patch.config.parameters.model_dump())
         check_combination(defaults, stream=False)
         params = sampling_params(defaults, services.engine.max_model_len, has_scores=False)
-        services.engine.check(EngineRequest("", principal.tenant, (0,), sampling_params=params))
+        task = await asyncio.to_thread(services.store.task, principal.tenant, task_id)
+        prompt = (0,) * (1 + _num_virtual_tokens(task, patch))  # which take as many positions
+        services.engine.check(EngineRequest("", principal.tenant, prompt, sampling_params=params))
     if_match = _if_match(request)
     task = await services.write(
         services.store.patch,
@@ -170,6 +172,13 @@ async def delete_task(request: Request, task_id: str) -> Response:
     await services.write(services.store.delete, principal_of(request).tenant, task_id, if_match)
     await note(request, "task.delete", task_id=task_id)
     return Response(status_code=204)
+
+
+def _num_virtual_tokens(task: Task, patch: TaskPatch) -> int:
+    """Of the longest prefix that requests will get."""
+    traffic = task.traffic if patch.version is None and patch.traffic_weights is None else patch.traffic_weights or {}
+    numbers = {patch.version or task.served_version, *traffic}
+    return max((found.num_virtual_tokens for found in task.versions if found.version in numbers), default=0)
 
 
 async def _read_candidate(request: Request, services: Services, caller: Caller) -> Candidate:

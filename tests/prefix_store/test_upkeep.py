@@ -163,6 +163,46 @@ def test_a_task_deleted_while_it_is_verified_is_no_damage(store: PrefixStore) ->
     assert list(pass_over) == [None]
 
 
+def test_what_is_uploaded_again_is_served_where_it_cannot_repair_a_damaged_file(store: PrefixStore, home: Home) -> None:
+    """Though nobody has found the damage yet: who uploads again was told that this repairs it."""
+    text = {"upload": b"a text", "kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
+    store.publish("default", "poet", native=native_file(1), **text)
+    flip_a_bit(home, key_of(store))
+    with pytest.raises(CorruptPrefix):
+        store.get("default", "poet")
+    published = store.publish("default", "poet", native=native_file(2), if_match="*", **text)
+    assert (published.version.version, published.changed) == (2, True)
+    assert torch.equal(store.get("default", "poet").prefix.past_key_values, keys_and_values(2))
+    assert store.upkeep.verify() == [], "what was replaced is of no use to anybody, and no news"
+    assert store.upkeep.scan() == []
+
+
+def test_a_damaged_upload_is_told_and_what_was_made_of_it_serves_on(store: PrefixStore, home: Home) -> None:
+    text = {"upload": b"a text", "kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
+    store.publish("default", "poet", native=native_file(1), **text)
+    (upload,) = home.files() - {key_of(store)}
+    flip_a_bit(home, upload)
+    assert [found.where for found in store.upkeep.verify()] == ["default/poet/1"]
+    assert store.get("default", "poet").version == 1
+    store.publish("default", "poet", native=native_file(1), **text)
+    assert store.upkeep.verify() == []
+
+
+def test_a_damaged_version_keeps_no_other_of_its_task_from_being_served_or_taken_out(store: PrefixStore) -> None:
+    for seed in (1, 2, 3):
+        publish(store, "poet", seed=seed)
+    damage(store, "UPDATE versions SET num_virtual_tokens = 4 WHERE version = 1")
+    assert store.patch("default", "poet", version=2).served_version == 2
+    assert store.get("default", "poet").version == 2
+    assert [found.version for found in store.quarantine("default", "poet", 2, "it fails").versions] == [2, 3]
+    with pytest.raises(Quarantined):
+        store.get("default", "poet")
+    with pytest.raises(CorruptRecord):
+        store.patch("default", "poet", version=1)
+    with pytest.raises(CorruptRecord):
+        store.task("default", "poet")
+
+
 @in_a_directory
 def test_a_sweep_removes_old_files_that_nothing_needs_and_no_others(
     store: PrefixStore, home: Home, tmp_path: Path
@@ -342,6 +382,16 @@ def test_looking_for_damage_ends_when_the_store_is_closed(store: PrefixStore) ->
     store.close()
     with pytest.raises(StoreUnavailable, match="being closed"):
         next(looking)
+
+
+@in_a_directory
+def test_a_backup_tells_of_a_record_whose_files_it_cannot_know(store: PrefixStore, home: Home, tmp_path: Path) -> None:
+    publish(store, "poet", seed=1)
+    publish(store, "clerk", seed=2)
+    damage(store, "UPDATE versions SET num_virtual_tokens = 4 WHERE task_id = 'poet'")
+    copied = store.upkeep.backup(tmp_path / "backup")
+    assert copied.num_files == 1
+    assert [("poet" in name, name.startswith("files of versions")) for name in copied.left_out] == [(True, True)]
 
 
 @in_a_directory

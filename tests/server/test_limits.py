@@ -125,6 +125,12 @@ def test_uploads_come_in_bursts_and_the_local_tenant_has_no_limit() -> None:
         limits.admit(LOCAL)
 
 
+def test_who_may_upload_nothing_is_told_to_wait_a_minute() -> None:
+    with pytest.raises(RateLimited) as refused:
+        Limits(Clock()).admit_upload(principal(uploads_per_minute=60, upload_burst=0))
+    assert refused.value.retry_after == 60
+
+
 def test_a_tenants_own_queue_is_bounded_by_twice_the_slots_or_its_limit() -> None:
     room = Room(num_slots=4, max_rows=1000)
     room.take("acme", 12)

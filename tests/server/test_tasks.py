@@ -167,6 +167,15 @@ def test_defaults_that_contradict_each_other_are_refused(server: Running) -> Non
     assert server.http.get("/tasks/defaults").json()["config"]["parameters"] == {}
 
 
+def test_defaults_that_leave_no_room_beside_the_prefix_are_refused(server: Running) -> None:
+    put(server, "long", prefix_file(40, 0.1))
+    parameters = {"max_new_tokens": server.http.get("/info").json()["max_total_tokens"] - 20}
+    answer = server.http.patch("/tasks/long", json={"config": {"parameters": parameters}})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    put(server, "short", prefix_file(3, 0.1))
+    assert server.http.patch("/tasks/short", json={"config": {"parameters": parameters}}).status_code == 200
+
+
 def test_a_request_that_wants_no_sampling_gets_none_of_its_tasks(server: Running) -> None:
     put(server, "warm", prefix_file(3, 0.1))
     server.http.patch("/tasks/warm", json={"config": {"parameters": {"temperature": 0.9}}})

@@ -1,6 +1,7 @@
 """Conversion: whatever the form, the keys and values are those that its own code computes."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config
 
+from prefix_store.errors import InvalidPrefix
 from prefix_store.formats import dump, parse
 from prefix_store.prefix import Prefix, PromptEmbeddings
 from tests.training.conftest import make_model
@@ -207,6 +209,16 @@ def test_prompt_embeddings_become_keys_and_values_through_the_backbone(
         ),
         ({"wte.weight": torch.zeros(P, 32), "control_trans.x.weight": torch.zeros(1)}, "expected wte.weight and"),
         ({"step": 5}, "no state dict"),
+        ({5: torch.zeros(1)}, "no state dict"),
+        ({"control_trans": torch.zeros(8, 8).to_sparse()}, "no state dict"),
+        (
+            {
+                "wte.weight": torch.zeros(32),
+                "control_trans.0.weight": torch.zeros(32, 32),
+                "control_trans.0.bias": torch.zeros(32),
+            },
+            r"wte.weight is \[32\]",
+        ),
     ],
 )
 def test_a_checkpoint_of_something_else_is_refused(
@@ -215,6 +227,27 @@ def test_a_checkpoint_of_something_else_is_refused(
     torch.save(weights, tmp_path / "other.bin")
     with pytest.raises(NotConvertible, match=complaint):
         convert(tmp_path / "other.bin", tmp_path / "ours.safetensors", "native", model=str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [(torch.zeros(0), r"shape \[2, 2, 0, 4, 8\]"), (torch.full((N_LAYER * 2 * N_HEAD * HEAD_DIM,), math.nan), "nan")],
+)
+def test_what_no_server_would_take_is_not_written(
+    values: Tensor, complaint: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    torch.save({"control_trans": values}, tmp_path / "other.bin")
+    with pytest.raises(InvalidPrefix, match=complaint):
+        convert(tmp_path / "other.bin", tmp_path / "ours.safetensors", "native", model=str(checkpoint))
+    assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_more_embeddings_than_the_context_has_positions_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    save_peft(
+        tmp_path / "many", MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=300, num_tasks=3)
+    )
+    with pytest.raises(NotConvertible, match="300 embeddings; the backbone takes 1 to"):
+        convert(tmp_path / "many", tmp_path / "out", "native", model=str(checkpoint), task_index=1)
 
 
 class Unpickled:
