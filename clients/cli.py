@@ -4,6 +4,7 @@ Knows terminals. Each command is a plain function with typer's annotations; what
 prints with `--json` is the server's own JSON.
 """
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from clients.results import Generation, Json, Task, Version
 from clients.terminal import all_tasks, complete_task, connected, echo_json, fail, unread
 
 WIDE = 1000  # columns
+MAX_HEADER_BYTES = 65536  # of a file that a server takes
 Url = Annotated[str, typer.Option(envvar="POLYPREFIX_URL", help="Where the server answers.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="The tenant's key.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -50,7 +52,7 @@ def upload(
     as_json: AsJson = False,
     serve: Annotated[bool, typer.Option(help="Give it the task's requests from now on.")] = True,
 ) -> None:
-    """Make a safetensors file the task's next version."""
+    """Make a safetensors file the task's next version. A task without a template gets that of the file."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
     with connected(url, api_key) as client, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
         row = bar.add_task(f"uploading {task}")
@@ -58,11 +60,31 @@ def upload(
             task, file, serve=serve, progress=lambda sent, total: bar.update(row, completed=sent, total=total)
         )
         answer = client.carry_out(unread(call))
+        template = template_of(file) if serve else None
+        if template is not None and client.task(task).config.prompt_template is None:
+            client.set_config(task, prompt_template=template)
+        else:
+            template = None
     if as_json:
         echo_json(answer)
     else:
         version = Version.from_json(answer)
         typer.echo(f"{task}: version {version.version}, {version.kind}, {version.num_virtual_tokens} virtual tokens")
+        if template is not None:
+            typer.echo(f"{task}: prompt template {template!r}, which the file was trained with")
+
+
+def template_of(file: Path) -> str | None:
+    """The prompt template that a file of `polyprefix train` says it was trained with."""
+    with file.open("rb") as opened:
+        num_bytes = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(min(num_bytes, MAX_HEADER_BYTES)))
+        except ValueError:  # the server says what is wrong with it
+            return None
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    template = metadata.get("prompt_template") if isinstance(metadata, dict) else None
+    return template if isinstance(template, str) else None
 
 
 def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:

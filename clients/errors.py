@@ -210,12 +210,17 @@ def error_from_response(response: httpx.Response) -> ApiError:
     if error_type in ROW_OF_TYPE:
         error_class = ROW_OF_TYPE[error_type][1]
     return error_class(
-        str(body.get("error") or response.text[:200] or response.reason_phrase),
+        str(_message(body.get("error")) or response.text[:200] or response.reason_phrase),
         response.status_code,
         error_type or default_type,
         response.headers.get("x-request-id"),
         seconds_to_wait(response.headers.get("retry-after")),
     )
+
+
+def _message(error: object) -> object:
+    """On OpenAI's routes, and so on what is not there below /v1, the error is an object that has it."""
+    return error.get("message") if isinstance(error, dict) else error
 
 
 def error_from_event(event: Mapping[str, object], request_id: str | None) -> ApiError:

@@ -164,7 +164,10 @@ async def written(write: Callable[[], Response], *, is_long: bool) -> Response:
 
 
 def _describe(problems: Sequence[ErrorDetails]) -> str:
-    told = [f"{shown('.'.join(map(str, each['loc']))) or 'body'}: {each['msg']}" for each in problems[:MAX_PROBLEMS]]
+    told = [
+        f"{shown('.'.join(map(str, each['loc']))) or 'body'}: {each['msg'].removeprefix('Value error, ')}"
+        for each in problems[:MAX_PROBLEMS]
+    ]
     return "; ".join(told) + (f"; and {len(problems) - MAX_PROBLEMS} more" if len(problems) > MAX_PROBLEMS else "")
 
 

@@ -57,6 +57,19 @@ def refuse_unsupported(given: object, unsupported: Mapping[str, object]) -> obje
     return given
 
 
+# What others call a task. Passed over, it would be answered by the bare backbone.
+OTHER_NAMES_OF_A_TASK = ("task", "taskId", "taskid", "task_name", "adapter", "adapter_id")
+
+
+def refuse_other_names(given: object) -> object:
+    """For a validator that runs before the fields': raise where a body names its task in another way than `task_id`."""
+    if isinstance(given, dict):
+        for name in OTHER_NAMES_OF_A_TASK:
+            if given.get(name) is not None:
+                raise ValueError(f"{name} is no field here; name the task as task_id")
+    return given
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -196,6 +209,15 @@ class GenerateBody(Strict):
     stream: bool | None = None
     parameters: GenerateParameters | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_misplaced(cls, given: object) -> object:
+        if isinstance(given, dict):
+            for name in GenerateParameters.model_fields.keys() - cls.model_fields.keys():
+                if given.get(name) is not None:
+                    raise ValueError(f"{name} belongs in parameters")
+        return refuse_other_names(given)
+
 
 def check_place(template: str, place: str) -> str:
     if template.count(place) != 1:
@@ -210,6 +232,11 @@ class ScoreBody(Strict):
     continuations: Annotated[list[Continuation], Field(min_length=1, max_length=MAX_REQUEST_ROWS)]
     task_id: str | TaskMix | None = None
     details: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_names(cls, given: object) -> object:
+        return refuse_other_names(given)
 
 
 class TaskParameters(Closed, TextParameters):

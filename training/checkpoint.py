@@ -40,7 +40,10 @@ def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None
     """Read the state, on the CPU; None when there is none. Raises `OtherRun` unless it was `made_with` the same."""
     if not path.exists():
         return None
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its reader raises
+        raise OtherRun(f"{path} is damaged ({error!r}); start afresh, without --resume") from error
     check_same_run(path, state["made_with"], made_with)
     return state
 

@@ -18,7 +18,7 @@ class BadBackbone(TrainingError):
 
 
 class OtherRun(TrainingError):
-    """A checkpoint to resume from that was made with other settings, data or weights."""
+    """A checkpoint to resume from that is damaged, or was made with other settings, data or weights."""
 
 
 class Diverged(TrainingError):

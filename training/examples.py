@@ -28,6 +28,8 @@ class Example:
 
 Reader = Callable[[Path], Iterator[Example]]
 
+OWN_PAIRS = "; pairs of your own go into a .jsonl or .tsv file"
+
 # What a file that is damaged, or of another kind than it is said to be, can raise
 UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 UNREADABLE += (csv.Error, zlib.error, ElementTree.ParseError)
@@ -40,6 +42,8 @@ def read_examples(path: Path, format_name: str) -> list[Example]:
         examples = list(read(path))
     except UNREADABLE as error:
         reason = str(error) if isinstance(error, BadExamples | OSError) else repr(error)
+        if isinstance(error, UnicodeDecodeError):  # which tells all that it read
+            reason = f"a byte {error.object[error.start]:#04x} in it is not UTF-8; save it as UTF-8"
         raise BadExamples(f"{path} cannot be read as {format_name!r}: {reason}") from error
     if not examples:
         raise BadExamples(f"{path} holds no examples")
@@ -111,9 +115,9 @@ def read_e2e(path: Path) -> Iterator[Example]:
 
 def records_and_references(path: Path) -> Iterator[tuple[str, str]]:
     with open_text(path) as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(file, strict=True)
         if not {"mr", "ref"} <= {*(reader.fieldnames or ())}:
-            raise BadExamples(f"the first line names the columns {reader.fieldnames}; expected mr and ref")
+            raise BadExamples(f"the first line names the columns {reader.fieldnames}; expected mr and ref{OWN_PAIRS}")
         for row in reader:
             if row["mr"] is None or row["ref"] is None:
                 raise BadExamples(f"line {reader.line_num}: expected an mr and a ref")
@@ -167,6 +171,8 @@ def read_dart(path: Path) -> Iterator[Example]:
         return read_dart_xml(path)
     with open_text(path) as file:
         records: list[dict[str, Any]] = json.load(file)
+    if not all(isinstance(record, dict) and {"tripleset", "annotations"} <= record.keys() for record in records):
+        raise BadExamples(f"expected objects that have a tripleset and annotations{OWN_PAIRS}")
     return (
         Example(render_triples(record["tripleset"]), tuple(note["text"] for note in record["annotations"]))
         for record in records

@@ -22,7 +22,7 @@ from training.backbone import FrozenBackbone
 from training.checkpoint import check_same_run, load_checkpoint, save_checkpoint, sha256_of, write_whole
 from training.curves import EventLog, draw_curves, write_curves
 from training.encoding import Encoded, encode
-from training.errors import BadExamples, BadSettings, Diverged
+from training.errors import BadExamples, BadSettings, Diverged, OtherRun
 from training.examples import files_of, read_examples, reader_of
 from training.prefix_tuning import TunedPrefix
 from training.progress_bar import ProgressBar
@@ -71,7 +71,7 @@ class Run:
         if resume:
             self._resume()
         else:
-            shutil.rmtree(job.folder, ignore_errors=True)
+            remove_earlier(job.folder)
         self._events = EventLog(job.folder / "tensorboard", self.training.progress.step)
 
     def stepped(self) -> None:
@@ -224,6 +224,14 @@ def check_folders(jobs: Sequence[Job]) -> None:
         raise BadSettings(f"several tasks would write to {shared[0]}; give each an out of its own")
 
 
+def remove_earlier(folder: Path) -> None:
+    """What a run left in its folder; whatever else is there is not ours."""
+    for name in ("checkpoint.pt", "run.json", "losses.csv", "loss.png"):
+        for path in (folder / name, folder / f"{name}.unfinished"):
+            path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+
+
 def read_training(job: Job, backbone: FrozenBackbone) -> TaskTraining:
     """The job at its beginning, with all its data. Raises `BadExamples` and `BadSettings`; writes nothing."""
     try:
@@ -238,7 +246,11 @@ def is_finished(job: Job, backbone: FrozenBackbone) -> bool:
     record = job.folder / "run.json"
     if job.checkpoint.exists() or not record.exists() or not job.out.exists():
         return False
-    check_same_run(record, json.loads(record.read_text(encoding="utf-8"))["made_with"], made_with(job, backbone))
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))["made_with"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherRun(f"{record} is damaged ({error!r}); start afresh, without --resume") from error
+    check_same_run(record, found, made_with(job, backbone))
     return True
 
 

@@ -59,7 +59,7 @@ class Settings:
 
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # nor NaN
             raise BadSettings(f"{name} is {value}; expected at least {least}")
 
 

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from batching.types import Request as EngineRequest
+from prefix_store.errors import shown
 from prefix_store.names import check_new_task_id
 from prefix_store.tasks import Published, Task, TaskConfig
 from prefix_store.tenants import Scope
@@ -69,6 +70,8 @@ async def upload(request: Request, task_id: str, serve: bool = True) -> Response
     """The task's next version, which gets all its requests from now on. With `serve=false` it gets none until a PATCH
     says so; the first version of a new task is served in any case."""
     services, caller = services_of(request), caller_of(request)
+    if unknown := sorted(request.query_params.keys() - {"serve"}):  # misspelt, it would serve what it should not
+        raise InvalidValue(f"no query parameter '{shown(unknown[0])}' here; there is serve", unknown[0])
     services.check_open(caller.principal)  # before the body: one that has begun to come is work in flight
     is_text = content_type_of(request) == "application/json"
     max_bytes = services.settings.max_json_bytes if is_text else max_upload_bytes(services)

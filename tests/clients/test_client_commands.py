@@ -50,6 +50,25 @@ def test_upload_may_keep_a_version_without_serving_it(fake, run, prefix_file):
     assert fake.received[0].target == "/tasks/e2e?serve=false"
 
 
+def test_upload_gives_a_task_without_a_template_that_of_the_file(fake, run, tmp_path):
+    header = json.dumps({"__metadata__": {"prompt_template": "Q: {inputs}"}}).encode()
+    trained = tmp_path / "e2e.safetensors"
+    trained.write_bytes(len(header).to_bytes(8, "little") + header)
+    fake.will_answer(201, {"task_id": "e2e", **VERSION})
+    fake.will_answer(200, TASK)
+    fake.will_answer(200, TASK)
+    result = run(cli.upload, "e2e", str(trained))
+    assert "e2e: prompt template 'Q: {inputs}', which the file was trained with\n" in result.stdout
+    assert (fake.received[2].method, fake.received[2].json) == ("PATCH", {"config": {"prompt_template": "Q: {inputs}"}})
+    has_one = TASK | {"config": {**TASK["config"], "prompt_template": "A: {inputs}"}}
+    fake.will_answer(200, {"task_id": "e2e", **VERSION})
+    fake.will_answer(200, has_one)
+    assert "template" not in run(cli.upload, "e2e", str(trained)).stdout
+    fake.will_answer(200, {"task_id": "e2e", **VERSION})
+    assert run(cli.upload, "e2e", str(trained), "--no-serve").exit_code == 0
+    assert [request.method for request in fake.received[3:]] == ["PUT", "GET", "PUT"]
+
+
 def test_upload_of_a_file_that_is_not_there_sends_nothing(fake, run):
     assert run(cli.upload, "e2e", "nowhere.safetensors").exit_code == 2
     assert fake.received == []

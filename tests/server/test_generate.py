@@ -1,6 +1,7 @@
 """The generate routes, over HTTP, on an engine that answers a prompt with itself."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_every_field_may_be_null_and_unknown_ones_are_ignored(server: Running) -
     body = {"inputs": "hi", "task_id": None, "stream": None, "parameters": parameters, "model": 7}
     assert server.http.post("/generate", json=body).status_code == 200
     assert server.http.post("/generate", json={"inputs": "hi", "parameters": None}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["task", "taskid", "adapter_id", "max_new_tokens"])
+def test_what_would_be_passed_over_where_it_stands_is_refused_with_its_place(server: Running, name: str) -> None:
+    """Else a task by another name is the bare backbone, and a parameter beside the inputs changes nothing."""
+    answer = server.http.post("/generate", json={"inputs": "hi", name: "poet"})
+    assert (answer.status_code, answer.json()["error_type"]) == (422, "validation")
+    assert re.search("name the task as task_id|belongs in parameters", answer.json()["error"])
+    assert "Value error" not in answer.json()["error"]
+    assert server.http.post("/generate", json={"inputs": "hi", name: None}).status_code == 200
+    if name in ("task", "adapter_id"):
+        body = {"inputs": "hi", "continuations": ["a"], name: "poet"}
+        assert server.http.post("/score", json=body).status_code == 422
 
 
 def test_without_max_new_tokens_it_is_64_or_what_the_context_leaves(server: Running) -> None:

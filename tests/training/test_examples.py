@@ -138,7 +138,12 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("tsv", "a\tb\n\nc\n", "line 3: 1 columns; expected two"),
         ("commongen", "field stand\n", "no src_alpha in it; expected"),
         ("jsonl", '{"input": "a", "target": "\\ud83d"}\n', r"'\\ud83d' is no Unicode text"),
-        ("e2e", "a,b\n1,2\n", r"names the columns \['a', 'b'\]; expected mr and ref"),
+        (
+            "e2e",
+            "a,b\n1,2\n",
+            r"names the columns \['a', 'b'\]; expected mr and ref; pairs of your own go into a .jsonl",
+        ),
+        ("e2e", 'mr,ref\nname[A],"A.\nname[B],B.\n', "unexpected end of data"),
         ("e2e", "mr,ref\nname[A],A.\nname[B]\n", "line 3: expected an mr and a ref"),
         ("e2e", "mr,ref\nname[A],A.\na red bike,B.\n", r"line 3: expected slot\[value\].*, found 'a red bike'"),
         ("e2e", "mr,ref\n,A.\n", "line 2: expected slot"),
@@ -148,6 +153,7 @@ def write(path: Path, text: str, zipped: bool) -> None:
         ("dart", '[{"tripleset": [["a", "b", "c"]], "annotations": [{"text": null}]}]', "None stands where a text"),
         ("e2e", "mr,ref\rname[A],A.\r", "new-line character"),
         ("dart", "{}", "holds no examples"),
+        ("dart", '[{"input": "a", "target": "b"}]', "expected objects that have a tripleset and annotations; pairs of"),
         ("jsonl", "", "holds no examples"),
         ("csv", "", "no format 'csv'; there are jsonl"),
         ("sgd", SGD, "no format 'sgd'; there are .*sgd:SERVICE"),
@@ -162,6 +168,13 @@ def test_a_file_that_is_something_else_is_refused_with_the_place(
     path.write_text(text)
     with pytest.raises(BadExamples, match=complaint):
         read_examples(path, format_name)
+
+
+def test_a_file_that_is_not_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.csv"
+    path.write_bytes(b"mr,ref\n" + b"name[Caf\xe9],A.\n" * 300)
+    with pytest.raises(BadExamples, match=r"a byte 0xe9 in it is not UTF-8; save it as UTF-8$"):
+        read_examples(path, "e2e")
 
 
 def test_commongen_lines_that_have_no_counterpart_are_told(tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ def test_the_presets_are_the_papers_numbers() -> None:
         ({"learning_rate": -1.0}, "learning_rate is -1.0; expected more than 0"),
         ({"prompt_template": "no place"}, r"expected exactly one \{inputs\}"),
         ({"init_text": 5}, "expected text"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; expected at least 0"),
         ({"seed": 2**64}, "expected less than 2\\^64"),
     ],
 )

@@ -221,6 +221,31 @@ def test_resuming_with_other_settings_is_refused(write_pairs: Write, tmp_path: P
         run(other, backbone, resume=True)
 
 
+def test_what_a_run_did_not_write_is_not_removed(write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    run(job, backbone)
+    job.checkpoint.write_bytes(b"of a run that was killed")
+    notes = job.folder / "notes.txt"
+    notes.write_text("mine")
+    run(job, backbone)
+    assert notes.read_text() == "mine"
+    assert not job.checkpoint.exists()
+
+
+@pytest.mark.parametrize("body", [b"", b"PK\x03\x04 and no more"])
+def test_resuming_from_a_damaged_file_says_so(
+    body: bytes, write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    run(job, backbone)
+    (job.folder / "run.json").write_bytes(body)
+    with pytest.raises(OtherRun, match=r"run\.json is damaged .*; start afresh, without --resume"):
+        run(job, backbone, resume=True)
+    job.checkpoint.write_bytes(body)
+    with pytest.raises(OtherRun, match=r"checkpoint\.pt is damaged .*; start afresh, without --resume"):
+        run(job, backbone, resume=True)
+
+
 def test_resuming_a_finished_run_leaves_it_as_it_is(
     write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
 ) -> None:
