@@ -52,9 +52,8 @@ struct BFloat16 {
     static __m512 finish(Sums sums, float, const Columns&, int64_t) { return sums; }
 };
 
-// Over `x` in float32, whose products with bfloat16 are exact.
-struct WidenedBFloat16 {
-    typedef __m512 Sums;
+// Over `x` in float32, whose words are twice as long; its products are exact, as those of bfloat16 are.
+struct WidenedBFloat16 : BFloat16 {
     static constexpr int PARTS = 2;
     static __m512i part(__m512i weights, int number) {
         return number == 0 ? _mm512_slli_epi32(weights, 16) : _mm512_and_si512(weights, _mm512_set1_epi32(0xffff0000));
@@ -62,7 +61,6 @@ struct WidenedBFloat16 {
     static void add_products(Sums& sums, __m512i x, __m512i weights) {
         sums = _mm512_fmadd_ps((__m512)x, (__m512)weights, sums);
     }
-    static __m512 finish(Sums sums, float, const Columns&, int64_t) { return sums; }
 };
 
 struct Int8 {
@@ -149,8 +147,8 @@ void linear(const int32_t* x, const float* row_scales, int64_t M, int64_t W, con
             const int lines = num_blocks == 1 ? (is_intel ? PIECES : 0) : num_blocks == 2 ? 2 : b < PIECES ? 1 : 0;
             const char* const ahead = (const char*)(columns.panels + (p + 1) * W * PIECES) + b * W * lines * CACHE_LINE;
             const int64_t m = b * ROWS;
-            of_rows[std::min<int64_t>(ROWS, M - m)](x + m * W * Number::PARTS, row_scales ? row_scales + m : nullptr, W, columns, p, ahead,
-                                                    lines, has_gelu, y + m * columns.N);
+            of_rows[std::min<int64_t>(ROWS, M - m)](x + m * W * Number::PARTS, row_scales ? row_scales + m : nullptr, W,
+                                                    columns, p, ahead, lines, has_gelu, y + m * columns.N);
         }
 }
 
@@ -172,7 +170,8 @@ float quantize(const uint16_t* x, int64_t W, uint8_t* words) {
 }
 
 template <typename Out>
-void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K, bool has_gelu) {
+void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K,
+                     bool has_gelu) {
     float* const widened = (float*)scratch;
 #pragma omp parallel
     if (is_intel) {

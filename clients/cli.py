@@ -80,7 +80,7 @@ def template_of(file: Path) -> str | None:
         num_bytes = int.from_bytes(opened.read(8), "little")
         try:
             header = json.loads(opened.read(min(num_bytes, MAX_HEADER_BYTES)))
-        except ValueError:  # the server says what is wrong with it
+        except (ValueError, RecursionError):  # the server says what is wrong with it
             return None
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     template = metadata.get("prompt_template") if isinstance(metadata, dict) else None

@@ -124,16 +124,16 @@ class Upkeep:
             raise StoreUnavailable("the store is being closed")
 
     def _is_of_use(self, tenant: str, task_id: str, version: TaskVersion) -> bool:
-        """Whether it is still there: another process may have deleted it, or another upload have its number. One in
-        quarantine that gets no requests was replaced, and there is nothing to be done about it."""
+        """Whether it is still there: another process may have deleted it, or another upload have its number. Nor is one
+        in quarantine of use where its upload is in service as another version: nothing is left to be done about it."""
         try:
             found = self._registry.version(tenant, task_id, version.version)
             if found.created_at != version.created_at:
                 return False
             if found.quarantined is None:
                 return True
-            _, served, _, shares = self._registry.served(tenant, task_id)
-            return found.version in {served.version, *(share.version for share, _ in shares)}
+            others = self._registry.task(tenant, task_id).versions
+            return not any(other.sha256 == found.sha256 and other.quarantined is None for other in others)
         except (UnknownTask, UnknownVersion):
             return False
         except CorruptRecord:

@@ -177,6 +177,17 @@ def test_what_is_uploaded_again_is_served_where_it_cannot_repair_a_damaged_file(
     assert store.upkeep.scan() == []
 
 
+def test_a_damaged_version_that_gets_no_requests_is_told_until_it_is_repaired(store: PrefixStore, home: Home) -> None:
+    publish(store, seed=1)
+    key = key_of(store)
+    publish(store, seed=2)
+    flip_a_bit(home, key)
+    for _ in range(2):
+        assert [found.where for found in store.upkeep.verify()] == ["default/poet/1"]
+    publish(store, seed=1, serve=False)
+    assert store.upkeep.verify() == []
+
+
 def test_a_damaged_upload_is_told_and_what_was_made_of_it_serves_on(store: PrefixStore, home: Home) -> None:
     text = {"upload": b"a text", "kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
     store.publish("default", "poet", native=native_file(1), **text)
