@@ -16,6 +16,7 @@ LIBRARIES = (
     ("kernels.cpp", "kernels-avx2.so", ("-march=x86-64-v3",)),
     ("kernels.cpp", "kernels-avx512.so", ("-march=x86-64-v4",)),
     ("linear.cpp", "linear-avx512.so", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni")),
+    ("linear.cpp", "linear-avx512fp16.so", ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mavx512fp16")),
 )
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wextra")
 

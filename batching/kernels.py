@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 FLOATS = (torch.float32, torch.bfloat16)
 HEAD_DIMS = (8, 16, 32, 64, 128)
-PANEL_WIDTH = 48  # columns that linear.cpp computes together
 LANES = 16
-WORD_BYTES = 4
+# Of each type of weights, as linear.cpp has it: columns of a panel, numbers of a word, bytes that one of `x` becomes.
+LAYOUTS = {torch.bfloat16: (48, 2, 0), torch.int8: (48, 4, 1), torch.float16: (96, 1, 4)}
 
 # R rows of the step, N their new tokens, H heads, D head_dim, M rows of x or of logits, V vocab_size
 
@@ -30,8 +30,9 @@ def _load(name: str) -> ctypes.CDLL | None:
 _CAN = torch.cpu.get_capabilities()
 _library = _load(f"kernels-{torch.backends.cpu.get_cpu_capability().lower()}.so")  # of AVX2, AVX512 or none
 HAS_KERNELS = _library is not None
-_linear = _load("linear-avx512.so") if _CAN.get("avx512_bf16") and _CAN.get("avx512_vnni") else None
-_is_intel = None if _linear is None else ctypes.c_bool.in_dll(_linear, "is_intel")
+_with_half = _load("linear-avx512fp16.so") if _CAN.get("avx512_fp16") else None
+_linear = (_with_half or _load("linear-avx512.so")) if _CAN.get("avx512_bf16") and _CAN.get("avx512_vnni") else None
+IS_HALF_FASTER = _with_half is not None and ctypes.c_bool.in_dll(_with_half, "is_intel").value  # than bfloat16
 
 
 def flush_denormals() -> None:
@@ -106,35 +107,37 @@ def logsumexp(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panels:
-    """A linear layer's numbers in the order in which `linear` reads them; bfloat16 weights have no scales."""
+    """A linear layer's numbers in the order in which `linear` reads them; `LAYOUTS` has the widths and words."""
 
-    weight: Tensor  # [panels, words of a row, PANEL_WIDTH, numbers of a word], bfloat16 or int8
-    bias: Tensor  # [panels * PANEL_WIDTH] float32
-    scales: Tensor | None  # [panels * PANEL_WIDTH] float32, what one step of each column's int8 is
-    totals: Tensor | None  # [panels * PANEL_WIDTH] int32, the sum of each column's int8
+    weight: Tensor  # [panels, words of a row, columns of a panel, numbers of a word], bfloat16, int8 or float16
+    bias: Tensor  # [columns] float32, as the others filled up to whole panels
+    scales: Tensor | None  # [columns] float32, what 1 is in each column's int8 or float16
+    totals: Tensor | None  # [columns] int32, the sum of each column's int8
     out_features: int
 
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None, scales: Tensor | None = None) -> "Panels":
-        """`weight` `[out_features, in_features]`; `scales` `[out_features]` if it is int8."""
+        """`weight` `[out_features, in_features]`; `scales` `[out_features]` unless it is bfloat16."""
         out_features, in_features = weight.shape
-        num_missing = -out_features % PANEL_WIDTH
-        word = WORD_BYTES // weight.element_size()
-        padded = F.pad(weight, (0, 0, 0, num_missing)).view(-1, PANEL_WIDTH, in_features // word, word)
+        width, word, _ = LAYOUTS[weight.dtype]
+        num_missing = -out_features % width
+        padded = F.pad(weight, (0, 0, 0, num_missing)).view(-1, width, in_features // word, word)
         if bias is None:
             bias = weight.new_zeros(out_features)
+        totals = weight.sum(dim=1, dtype=torch.int32) if weight.dtype == torch.int8 else None
         return cls(
             weight=padded.transpose(1, 2).contiguous(),
             bias=F.pad(bias.float(), (0, num_missing)),
             scales=None if scales is None else F.pad(scales.float(), (0, num_missing)),
-            totals=None if scales is None else F.pad(weight.sum(dim=1, dtype=torch.int32), (0, num_missing)),
+            totals=None if totals is None else F.pad(totals, (0, num_missing)),
             out_features=out_features,
         )
 
     def columns(self, numbers: Tensor) -> Tensor:
-        """`[N]` numbers of columns -> `[N, in_features]`, their weights as they were before they were laid in order."""
-        words = self.weight.view(torch.int32)[..., 0]  # [panels, words of a row, PANEL_WIDTH]
-        return words[numbers // PANEL_WIDTH, :, numbers % PANEL_WIDTH].view(self.weight.dtype)
+        """`[N]` numbers of columns -> `[N, in_features]`, their weights in bfloat16."""
+        width = self.weight.shape[2]
+        weights = self.weight[numbers // width, :, numbers % width].flatten(1)
+        return weights if self.scales is None else (weights * self.scales[numbers, None]).bfloat16()
 
 
 def can_multiply(dtype: torch.dtype, device: torch.device, in_features: int) -> bool:
@@ -149,18 +152,15 @@ def can_multiply(dtype: torch.dtype, device: torch.device, in_features: int) -> 
 def linear(x: Tensor, panels: Panels, has_gelu: bool, out_dtype: torch.dtype) -> Tensor:
     """`x` `[M, in_features]` bfloat16 -> `[M, out_features]` in bfloat16 or float32; GPT-2's GELU (tanh) if asked.
 
-    With int8 weights each row of `x` is rounded to int8 with a scale of its own; sums are exact. Either way a row's
-    result has the same bits whatever the other rows are.
+    With int8 weights each row of `x` is rounded to int8 with a scale of its own; sums are exact. With float16 weights
+    each row of `x` is brought below 1 by a power of two, 16 products at a time are summed in float16, these sums in
+    float32. In any case a row's result has the same bits whatever the other rows are.
     """
     assert _linear is not None
-    assert _is_intel is not None
     M, in_features = x.shape
+    _, _, num_bytes = LAYOUTS[panels.weight.dtype]
     y = x.new_empty(M, panels.out_features, dtype=out_dtype)
-    scratch = None  # torch's, which raises where there is no memory
-    if panels.scales is not None:
-        scratch = x.new_empty(M * (in_features + 4), dtype=torch.uint8)
-    elif _is_intel.value:
-        scratch = x.new_empty(M * in_features, dtype=torch.float32)
+    scratch = x.new_empty(M * (4 + in_features * num_bytes), dtype=torch.uint8)  # torch's, which raises where none is
     name = f"linear_{_name_of(panels.weight)}_to_{_name_of(y)}"
     tensors = (x.contiguous(), panels.weight, panels.bias, panels.scales, panels.totals, y, scratch)
     _call(_linear, name, tensors, (M, in_features, panels.out_features, has_gelu))

@@ -1,13 +1,14 @@
-// A linear layer over packed weights, `act(x @ W.T + bias)`, for processors with AVX512-BF16 and VNNI: in bfloat16, or in
-// int8 with a scale for each column of the result and one for each row of `x`. Plain C functions over raw pointers.
+// A linear layer over packed weights, `act(x @ W.T + bias)`, for processors with AVX512-BF16 and VNNI: in bfloat16; in int8
+// or, where there is AVX512-FP16, in half precision, both with a scale for each column of the result and one for each row
+// of `x`. Plain C functions over raw pointers.
 //
-// A decode step is bound by reading its weights, so they lie in the order in which they are read: panels of WIDTH columns,
-// within a panel word by word of `x`. A word is 32 bits: two bfloat16 or four int8 of a row. While one panel is multiplied
+// A decode step is bound by reading its weights, so they lie in the order in which they are read: panels of columns, within
+// a panel word by word of `x`. A word is 32 bits: two bfloat16, four int8, or one half twice. While one panel is multiplied
 // the next is asked for, so that the memory and the multipliers work at the same time.
 //
 // Each number of the result is summed by itself, in the order of K: a row's bits do not depend on its neighbours.
 //
-// M rows, N columns of the result, W words of a row of `x`, P panels
+// M rows, K numbers of each, W words of each; N columns of the result in P panels
 
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own header of these instructions
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -17,65 +18,77 @@
 #include <cstdint>
 
 extern "C" {
-// Intel's processors take two cycles over a product of bfloat16, which they leave to AMX, and half of one over a product of
-// float32: two of these are twice as fast as one of those, where AMX is hidden. Tests set it, to run the loops for either.
-bool is_intel = __builtin_cpu_is("intel");
+extern const bool is_intel = __builtin_cpu_is("intel");
 }
 
 namespace {
 
 constexpr int LANES = 16;
-constexpr int PIECES = 3;  // registers that a panel's columns fill
-constexpr int WIDTH = PIECES * LANES;
+constexpr int PIECES = 3;       // registers that a panel's columns fill
 constexpr int ROWS = 8;         // multiplied together: their ROWS * PIECES sums are 24 of the 32 registers
 constexpr int CACHE_LINE = 64;  // bytes, as many as a register has
 constexpr int OFFSET = 128;     // added to an int8 of `x`: the instruction wants them unsigned
 constexpr int LARGEST = 127;    // an int8's magnitude
 
-// What belongs to the columns, each array filled up to whole panels. `scales` and `totals` are int8's.
+// What belongs to the columns, each array filled up to whole panels. bfloat16 has no `scales`, int8 alone has `totals`.
 struct Columns {
     const __m512i* panels;  // [P, W, PIECES]
-    const float* bias;      // [P * WIDTH]
-    const float* scales;    // [P * WIDTH]
-    const int32_t* totals;  // [P * WIDTH], the sums of the weights
+    const float* bias;      // [P * columns of a panel]
+    const float* scales;    // as many
+    const int32_t* totals;  // as many, the sums of the weights
     int64_t N;
 };
 
-// The numbers of a word are multiplied all at once, or by as many instructions as a word has `PARTS`.
+// How a word of `x` is multiplied with a register of weights, and a row's sums become LANES numbers of the result.
+// `GROUPS`: how many times LANES columns a register has. `RUN`: after so many words the sums go over into the totals.
 struct BFloat16 {
     typedef __m512 Sums;
-    static constexpr int PARTS = 1;
-    static __m512i part(__m512i weights, int) { return weights; }
+    typedef __m512 Totals;
+    static constexpr int GROUPS = 1, RUN = 0;
     static void add_products(Sums& sums, __m512i x, __m512i weights) {
         sums = _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)weights);
     }
-    static __m512 finish(Sums sums, float, const Columns&, int64_t) { return sums; }
-};
-
-// Over `x` in float32, whose words are twice as long; its products are exact, as those of bfloat16 are.
-struct WidenedBFloat16 : BFloat16 {
-    static constexpr int PARTS = 2;
-    static __m512i part(__m512i weights, int number) {
-        return number == 0 ? _mm512_slli_epi32(weights, 16) : _mm512_and_si512(weights, _mm512_set1_epi32(0xffff0000));
-    }
-    static void add_products(Sums& sums, __m512i x, __m512i weights) {
-        sums = _mm512_fmadd_ps((__m512)x, (__m512)weights, sums);
-    }
+    static void take(Totals& totals, Sums sums) { totals = sums; }
+    static __m512 finish(const Totals& totals, int, float, const Columns&, int64_t) { return totals; }
 };
 
 struct Int8 {
     typedef __m512i Sums;
-    static constexpr int PARTS = 1;
-    static __m512i part(__m512i weights, int) { return weights; }
+    typedef __m512i Totals;
+    static constexpr int GROUPS = 1, RUN = 0;
     static void add_products(Sums& sums, __m512i x, __m512i weights) {
         asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(x), "v"(weights));  // GCC 12 spills all sums around the intrinsic
     }
-    static __m512 finish(Sums sums, float row_scale, const Columns& columns, int64_t column) {
+    static void take(Totals& totals, Sums sums) { totals = sums; }
+    static __m512 finish(const Totals& totals, int, float row_scale, const Columns& columns, int64_t column) {
         const __m512i offset = _mm512_mullo_epi32(_mm512_loadu_si512(columns.totals + column), _mm512_set1_epi32(OFFSET));
-        const __m512 scales = _mm512_mul_ps(_mm512_loadu_ps(columns.scales + column), _mm512_set1_ps(row_scale));
-        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset)), scales);
+        const __m512 scales = _mm512_loadu_ps(columns.scales + column) * _mm512_set1_ps(row_scale);
+        return _mm512_cvtepi32_ps(_mm512_sub_epi32(totals, offset)) * scales;
     }
 };
+
+#ifdef __AVX512FP16__
+// Intel's processors leave bfloat16 to AMX: without it they multiply four times as many halves in the same time. A half has
+// all of a bfloat16's digits, and the scales keep its exponents in reach. A run's sums are rounded to halves on their way,
+// which changes the result by a third of what rounding it to bfloat16 does; the runs are added in float32.
+struct Half {
+    typedef __m512h Sums;
+    struct Totals {
+        __m512 of_group[2];
+    };
+    static constexpr int GROUPS = 2, RUN = 32;
+    static void add_products(Sums& sums, __m512i x, __m512i weights) {
+        sums = _mm512_fmadd_ph((__m512h)x, (__m512h)weights, sums);
+    }
+    static void take(Totals& totals, Sums sums) {
+        totals.of_group[0] += _mm512_cvtxph_ps((__m256h)_mm512_castsi512_si256((__m512i)sums));
+        totals.of_group[1] += _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)sums, 1));
+    }
+    static __m512 finish(const Totals& totals, int group, float row_scale, const Columns& columns, int64_t column) {
+        return totals.of_group[group] * (_mm512_loadu_ps(columns.scales + column) * _mm512_set1_ps(row_scale));
+    }
+};
+#endif
 
 inline void store(float* target, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(target, mask, x); }
 
@@ -105,32 +118,36 @@ template <typename Number, int R, typename Out>
 void multiply(const int32_t* x, const float* row_scales, int64_t W, const Columns& columns, int64_t panel, const char* ahead,
               int lines, bool has_gelu, Out* y) {
     const __m512i* const weights = columns.panels + panel * W * PIECES;
-    typename Number::Sums sums[R][PIECES]{};
-    for (int64_t w = 0; w < W; w++) {
-        for (int i = 0; i < lines; i++, ahead += CACHE_LINE) _mm_prefetch(ahead, _MM_HINT_T1);
-#pragma GCC unroll 2
-        for (int part = 0; part < Number::PARTS; part++) {
-            __m512i parts[PIECES];
-#pragma GCC unroll 3
-            for (int i = 0; i < PIECES; i++) parts[i] = Number::part(weights[w * PIECES + i], part);
+    typename Number::Totals totals[R][PIECES]{};
+    for (int64_t w = 0; w < W;) {
+        typename Number::Sums sums[R][PIECES]{};
+        for (const int64_t end = Number::RUN ? std::min(w + Number::RUN, W) : W; w < end; w++) {
+            for (int i = 0; i < lines; i++, ahead += CACHE_LINE) _mm_prefetch(ahead, _MM_HINT_T1);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
-                const __m512i word = _mm512_set1_epi32(x[(r * W + w) * Number::PARTS + part]);
+                const __m512i word = _mm512_set1_epi32(x[r * W + w]);
 #pragma GCC unroll 3
-                for (int i = 0; i < PIECES; i++) Number::add_products(sums[r][i], word, parts[i]);
+                for (int i = 0; i < PIECES; i++) Number::add_products(sums[r][i], word, weights[w * PIECES + i]);
             }
         }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 3
+            for (int i = 0; i < PIECES; i++) Number::take(totals[r][i], sums[r][i]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 3
-        for (int i = 0; i < PIECES; i++) {
-            const int64_t column = panel * WIDTH + i * LANES, num_left = columns.N - column;
-            __m512 z = Number::finish(sums[r][i], row_scales ? row_scales[r] : 1, columns, column);
-            z += _mm512_loadu_ps(columns.bias + column);
-            const __mmask16 mask = num_left >= LANES ? 0xffff : num_left > 0 ? (1 << num_left) - 1 : 0;
-            store(y + r * columns.N + column, has_gelu ? gelu(z) : z, mask);
-        }
+        for (int i = 0; i < PIECES; i++)
+#pragma GCC unroll 2
+            for (int group = 0; group < Number::GROUPS; group++) {
+                const int64_t column = ((panel * PIECES + i) * Number::GROUPS + group) * LANES;
+                const int64_t num_left = columns.N - column;
+                __m512 z = Number::finish(totals[r][i], group, row_scales ? row_scales[r] : 1, columns, column);
+                z += _mm512_loadu_ps(columns.bias + column);
+                const __mmask16 mask = num_left >= LANES ? 0xffff : num_left > 0 ? (1 << num_left) - 1 : 0;
+                store(y + r * columns.N + column, has_gelu ? gelu(z) : z, mask);
+            }
 }
 
 template <typename Number, typename Out>
@@ -138,6 +155,7 @@ void linear(const int32_t* x, const float* row_scales, int64_t M, int64_t W, con
     constexpr decltype(&multiply<Number, 1, Out>) of_rows[ROWS + 1] = {
         nullptr, multiply<Number, 1, Out>, multiply<Number, 2, Out>, multiply<Number, 3, Out>, multiply<Number, 4, Out>,
         multiply<Number, 5, Out>, multiply<Number, 6, Out>, multiply<Number, 7, Out>, multiply<Number, 8, Out>};
+    constexpr int WIDTH = PIECES * Number::GROUPS * LANES;
     const int64_t P = (columns.N + WIDTH - 1) / WIDTH, num_blocks = (M + ROWS - 1) / ROWS;
 #pragma omp for schedule(guided)  // a thread that another process holds up leaves the rest to the others
     for (int64_t p = 0; p < P; p++)
@@ -147,8 +165,8 @@ void linear(const int32_t* x, const float* row_scales, int64_t M, int64_t W, con
             const int lines = num_blocks == 1 ? (is_intel ? PIECES : 0) : num_blocks == 2 ? 2 : b < PIECES ? 1 : 0;
             const char* const ahead = (const char*)(columns.panels + (p + 1) * W * PIECES) + b * W * lines * CACHE_LINE;
             const int64_t m = b * ROWS;
-            of_rows[std::min<int64_t>(ROWS, M - m)](x + m * W * Number::PARTS, row_scales ? row_scales + m : nullptr, W,
-                                                    columns, p, ahead, lines, has_gelu, y + m * columns.N);
+            of_rows[std::min<int64_t>(ROWS, M - m)](x + m * W, row_scales ? row_scales + m : nullptr, W, columns, p, ahead,
+                                                    lines, has_gelu, y + m * columns.N);
         }
 }
 
@@ -156,13 +174,20 @@ inline __m512 to_float(const uint16_t* x) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16);
 }
 
-// One row `[4 * W]` in int8, with OFFSET added; returns its scale, which is not finite if a number of the row is not.
-float quantize(const uint16_t* x, int64_t W, uint8_t* words) {
-    uint16_t largest = 0;  // without its sign a bfloat16 is ordered as its bits are, infinity and NaN last
-    for (int64_t k = 0; k < 4 * W; k++) largest = std::max<uint16_t>(largest, x[k] & 0x7fff);
-    const float scale = _mm_cvtss_f32((__m128)_mm_cvtsi32_si128(largest << 16)) / LARGEST;
+// The bits of the largest of a row `[K]`, without its sign: bfloat16 are ordered as these are, infinity and NaN last.
+uint16_t largest_of(const uint16_t* x, int64_t K) {
+    uint16_t largest = 0;
+    for (int64_t k = 0; k < K; k++) largest = std::max<uint16_t>(largest, x[k] & 0x7fff);
+    return largest;
+}
+
+inline float float_of_bits(uint32_t bits) { return _mm_cvtss_f32((__m128)_mm_cvtsi32_si128(bits)); }
+
+// One row `[K]` in int8, with OFFSET added; returns its scale, which is not finite if a number of the row is not.
+float quantize(const uint16_t* x, int64_t K, uint8_t* words) {
+    const float scale = float_of_bits(largest_of(x, K) << 16) / LARGEST;
     const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
-    for (int64_t k = 0; k < 4 * W; k += LANES) {
+    for (int64_t k = 0; k < K; k += LANES) {
         const __m512i q = _mm512_cvtps_epi32(to_float(x + k) * inverse);
         _mm_storeu_si128((__m128i*)(words + k), _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(OFFSET))));
     }
@@ -170,35 +195,52 @@ float quantize(const uint16_t* x, int64_t W, uint8_t* words) {
 }
 
 template <typename Out>
-void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K,
-                     bool has_gelu) {
-    float* const widened = (float*)scratch;
+void linear_bfloat16(const uint16_t* x, const Columns& columns, Out* y, char*, int64_t M, int64_t K, bool has_gelu) {
 #pragma omp parallel
-    if (is_intel) {
-#pragma omp for
-        for (int64_t i = 0; i < M * K; i += LANES) _mm512_storeu_ps(widened + i, to_float(x + i));
-        linear<WidenedBFloat16>((const int32_t*)widened, nullptr, M, K / 2, columns, has_gelu, y);
-    } else {
-        linear<BFloat16>((const int32_t*)x, nullptr, M, K / 2, columns, has_gelu, y);
-    }
+    linear<BFloat16>((const int32_t*)x, nullptr, M, K / 2, columns, has_gelu, y);
 }
 
 template <typename Out>
 void linear_int8(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K, bool has_gelu) {
-    uint8_t* const words = (uint8_t*)scratch;
-    float* const scales = (float*)(words + M * K);
+    float* const scales = (float*)scratch;
+    uint8_t* const words = (uint8_t*)(scales + M);
 #pragma omp parallel
     {
 #pragma omp for
-        for (int64_t m = 0; m < M; m++) scales[m] = quantize(x + m * K, K / 4, words + m * K);
+        for (int64_t m = 0; m < M; m++) scales[m] = quantize(x + m * K, K, words + m * K);
         linear<Int8>((const int32_t*)words, scales, M, K / 4, columns, has_gelu, y);
     }
 }
 
+#ifdef __AVX512FP16__
+// One row `[K]` as halves below 1, each twice; returns its scale, a power of two. What is not finite stays so.
+float halve(const uint16_t* x, int64_t K, uint32_t* words) {
+    const uint32_t exponent = std::min(largest_of(x, K) >> 7, 252);  // as a float has it; the largest is < 2^(exponent - 126)
+    const __m512 inverse = _mm512_set1_ps(float_of_bits((253 - exponent) << 23));
+    for (int64_t k = 0; k < K; k += LANES) {
+        const __m512i half = _mm512_cvtepu16_epi32(_mm512_cvtps_ph(to_float(x + k) * inverse, _MM_FROUND_TO_NEAREST_INT));
+        _mm512_storeu_si512(words + k, _mm512_or_si512(half, _mm512_slli_epi32(half, 16)));
+    }
+    return float_of_bits((exponent + 1) << 23);
+}
+
+template <typename Out>
+void linear_float16(const uint16_t* x, const Columns& columns, Out* y, char* scratch, int64_t M, int64_t K, bool has_gelu) {
+    float* const scales = (float*)scratch;
+    uint32_t* const words = (uint32_t*)(scales + M);
+#pragma omp parallel
+    {
+#pragma omp for
+        for (int64_t m = 0; m < M; m++) scales[m] = halve(x + m * K, K, words + m * K);
+        linear<Half>((const int32_t*)words, scales, M, K, columns, has_gelu, y);
+    }
+}
+#endif
+
 }  // namespace
 
-// x [M, K] bfloat16, K a multiple of LANES; y [M, N] in the type of the name's end; scratch of M * K bytes and M floats in
-// int8, M * K floats if `is_intel` in bfloat16; the rest as in `Columns`.
+// x [M, K] bfloat16, K a multiple of LANES; y [M, N] in the type of the name's end; scratch of M floats and M * K bytes for
+// weights in int8, M * K floats for halves; the rest as in `Columns`.
 #define LINEAR(IN, OUT, T)                                                                                            \
     void linear_##IN##_to_##OUT(const uint16_t* x, const __m512i* panels, const float* bias, const float* scales,     \
                                 const int32_t* totals, T* y, char* scratch, int64_t M, int64_t K, int64_t N,           \
@@ -211,4 +253,8 @@ LINEAR(bfloat16, bfloat16, uint16_t)
 LINEAR(bfloat16, float32, float)
 LINEAR(int8, bfloat16, uint16_t)
 LINEAR(int8, float32, float)
+#ifdef __AVX512FP16__
+LINEAR(float16, bfloat16, uint16_t)
+LINEAR(float16, float32, float)
+#endif
 }

@@ -25,6 +25,8 @@ ACTIVATIONS = {
 
 BLOCK_ROWS = 32
 LARGEST_INT8 = 127
+HALF_BITS = 11  # linear.cpp brings `x` below 1: 16 products are below 2^15 then, and a half can be 2^16
+LEAST_EXPONENT = -100  # a row that is smaller still is not brought up further
 
 
 class Linear(Protocol):
@@ -38,7 +40,7 @@ class Embedding(Protocol):
 
 
 class KernelLinear:
-    """Weights in bfloat16 or int8 for our own loops, which fuse GPT-2's GELU. `x` is bfloat16."""
+    """Weights in bfloat16, float16 or int8 for our own loops, which fuse GPT-2's GELU. `x` is bfloat16."""
 
     def __init__(self, panels: Panels, activation: str | None, out_dtype: torch.dtype) -> None:
         self._panels = panels
@@ -51,8 +53,8 @@ class KernelLinear:
 
     @property
     def is_exact(self) -> bool:
-        """Whether its weights are as they were given."""
-        return self._panels.scales is None
+        """Whether its weights are as they were given; of float16 see `halve`."""
+        return self._panels.weight.dtype != torch.int8
 
     def weights_of(self, outputs: Tensor) -> Tensor:
         """`[N]` numbers of outputs -> `[N, in_features]`."""
@@ -155,6 +157,9 @@ def make_linear(
         if has_kernel:
             return KernelLinear(Panels.of(rounded, bias, scales), activation, out_dtype)
         return PlainInt8Linear(rounded, bias, scales, activation)
+    if has_kernel and kernels.IS_HALF_FASTER:
+        halves, scales = halve(weight)
+        return KernelLinear(Panels.of(halves, bias, scales), activation, out_dtype)
     if has_kernel:
         return KernelLinear(Panels.of(weight, bias), activation, out_dtype)
     is_packable = weight.device.type == "cpu" and torch._C._has_mkldnn and _can_pack(weight.dtype)
@@ -178,6 +183,15 @@ def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.float()
     scales = x.abs().amax(dim=1) / LARGEST_INT8
     return (x * torch.where(scales > 0, 1 / scales, 0.0)[:, None]).round().nan_to_num().to(torch.int8), scales
+
+
+def halve(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`[N, K]` bfloat16 as `[N, K]` float16 below 2^11 and `[N]` float32, powers of two, what 1 is in each row.
+
+    Nothing is rounded but numbers under 2^-28 of their row's largest, to multiples of 2^-36 of it.
+    """
+    exponents = weight.float().abs().amax(dim=1).frexp().exponent.clamp(min=LEAST_EXPONENT) - HALF_BITS
+    return torch.ldexp(weight.float(), -exponents[:, None]).half(), torch.ldexp(torch.ones(len(weight)), exponents)
 
 
 def activate(y: Tensor, activation: str | None) -> Tensor:

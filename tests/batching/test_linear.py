@@ -1,7 +1,6 @@
 """The linear layers: the plain one's numbers, whichever way they are computed, and no row's from another row."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from batching.linear import (
     KernelLinear,
     PackedLinear,
     PlainInt8Linear,
+    halve,
     make_embedding,
     make_linear,
     quantize,
@@ -23,8 +23,11 @@ CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(
     not kernels.can_multiply(torch.int8, CPU, 64), reason="the processor has no AVX512-BF16 and VNNI"
 )
-# One panel and a piece of another, less than a panel, and GPT-2 small's own widths.
-SIZES = [(50, 16), (47, 64), (768, 3072), (2304, 768)]
+needs_halves = pytest.mark.skipif(
+    not hasattr(kernels._linear, "linear_float16_to_float32"), reason="the processor has no AVX512-FP16"
+)
+# One panel and a piece of another (of halves less than one), less than a panel, and GPT-2 small's own widths.
+SIZES = [(50, 16), (47, 64), (98, 48), (768, 3072), (2304, 768)]
 
 
 def make_layer(out_features: int, in_features: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -50,12 +53,13 @@ def test_numbers_of_rows_are_few_and_cost_at_most_an_eighth_more() -> None:
     assert {1, 8, 16, 32, 48, 64, 512} <= set(numbers.values())
 
 
-@pytest.mark.parametrize("vocab_size", [47, 48, 1031])
+@pytest.mark.parametrize("vocab_size", [47, 48, 96, 1031])
 def test_an_embedding_read_from_the_heads_panels_is_the_weight_itself(vocab_size: int) -> None:
     weight, _, _ = make_layer(vocab_size, 64)
     token_ids = torch.arange(vocab_size).flip(0)
-    head = KernelLinear(kernels.Panels.of(weight, None), None, torch.float32)
-    assert torch.equal(make_embedding(weight, head)(token_ids), weight[token_ids])
+    of_bfloat16 = KernelLinear(kernels.Panels.of(weight, None), None, torch.float32)
+    for head in (of_bfloat16, layer_of_halves(weight, None)):
+        assert torch.equal(make_embedding(weight, head)(token_ids), weight[token_ids])
 
 
 def test_an_embedding_is_kept_beside_a_head_that_has_other_numbers() -> None:
@@ -67,18 +71,7 @@ def test_an_embedding_is_kept_beside_a_head_that_has_other_numbers() -> None:
         assert torch.equal(make_embedding(weight, head)(token_ids), weight)
 
 
-@pytest.fixture(params=[False, True], ids=["as AMD's", "as Intel's"])
-def processor(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The loops for either make run on both."""
-    assert kernels._is_intel is not None
-    true_one = kernels._is_intel.value
-    kernels._is_intel.value = request.param
-    yield
-    kernels._is_intel.value = true_one
-
-
 @needs_kernels
-@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("size", SIZES)
 def test_our_bfloat16_products_are_those_of_float32_over_the_same_numbers(size, activation):
@@ -92,7 +85,6 @@ def test_our_bfloat16_products_are_those_of_float32_over_the_same_numbers(size, 
 
 
 @needs_kernels
-@pytest.mark.usefixtures("processor")
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("size", SIZES)
 def test_our_int8_products_are_those_of_torch_over_the_same_integers(size, activation):
@@ -102,6 +94,83 @@ def test_our_int8_products_are_those_of_torch_over_the_same_integers(size, activ
     plain = PlainInt8Linear(rounded, bias, scales, activation)
     torch.testing.assert_close(layer(x), plain(x.float()), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
+
+
+def layer_of_halves(
+    weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None, dtype: torch.dtype = torch.float32
+) -> KernelLinear:
+    halves, scales = halve(weight)
+    return KernelLinear(kernels.Panels.of(halves, bias, scales), activation, dtype)
+
+
+def distance(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Of each row from the exact one, as a share of that."""
+    return (found - exact).norm(dim=1) / exact.norm(dim=1)
+
+
+@needs_halves
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("size", SIZES)
+def test_our_half_precision_products_are_nearer_than_bfloat16_can_tell(size, activation):
+    weight, bias, x = make_layer(*size)
+    layer = layer_of_halves(weight, bias, activation)
+    exact = make_linear(weight.float(), bias.float(), activation)(x.float())
+    assert distance(layer(x), exact).max() < distance(exact.bfloat16(), exact).min()
+    rounded = layer_of_halves(weight, bias, activation, torch.bfloat16)
+    torch.testing.assert_close(rounded(x), layer(x).bfloat16(), rtol=0, atol=2e-2)
+    assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
+
+
+@needs_halves
+def test_halves_reach_as_far_as_bfloat16_does():
+    """Each row of `x` and each column has numbers of its own size; in one row one number is far above the others."""
+    weight, _, x = make_layer(100, 768)
+    sizes = 2.0 ** torch.arange(-60, 60, 120 / 100)[:100].round()
+    x = x * 2.0 ** torch.arange(-60, 60, 120 / 19)[:19].round()[:, None].bfloat16()
+    x[7, 100] = x[7].abs().max() * 3e4
+    found = layer_of_halves(weight * sizes[:, None].bfloat16(), None)(x) / sizes
+    exact = F.linear(x.double(), weight.double())
+    assert distance(found, exact).max() < distance(exact.bfloat16(), exact).min()
+    smallest, largest = torch.full((1, 768), 2.0**-100).bfloat16(), torch.full((1, 768), 2.0**125).bfloat16()
+    layer = layer_of_halves(weight, None)
+    for extreme in (smallest, largest):
+        assert distance(layer(extreme), F.linear(extreme.double(), weight.double())).max() < 1e-2
+
+
+@needs_halves
+def test_a_row_of_zeros_gives_the_bias_and_so_does_a_column():
+    weight, bias, x = make_layer(100, 64)
+    x[5], weight[7] = 0, 0
+    found = layer_of_halves(weight, bias)(x)
+    assert torch.equal(found[5], bias.float())
+    assert torch.equal(found[:, 7], bias[7].float().expand(len(x)))
+
+
+@needs_halves
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_of_halves_that_is_not_finite_shows_it_and_harms_no_mate(value):
+    weight, bias, x = make_layer(100, 64)
+    layer = layer_of_halves(weight, bias)
+    clean = layer(x)
+    x[3, 5] = value
+    found = layer(x)
+    assert not found[3].isfinite().any()
+    mates = [i for i in range(len(x)) if i != 3]
+    assert torch.equal(found[mates], clean[mates])
+
+
+def test_halving_rounds_only_what_is_nothing_beside_its_row():
+    weight, _, _ = make_layer(100, 768)
+    weight *= 2.0 ** torch.arange(-50, 50)[:, None].bfloat16()
+    halves, scales = halve(weight)
+    largest = weight.float().abs().amax(dim=1, keepdim=True)
+    assert halves.abs().max() < 2048
+    restored = halves.float() * scales[:, None]
+    is_rounded = restored != weight
+    assert weight.float().abs()[is_rounded].le((largest * 2.0**-28).expand_as(weight)[is_rounded]).all()
+    assert ((restored - weight.float()).abs() <= largest * 2.0**-35).all()
+    zeros, one = halve(torch.zeros(1, 16).bfloat16())
+    assert torch.equal(zeros * one, torch.zeros(1, 16))
 
 
 def int8_layers() -> list[object]:
