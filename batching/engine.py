@@ -19,7 +19,13 @@ from batching.gpt2 import Backbone
 from batching.kv_cache import KVCache, choose_num_slots
 from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
-from batching.scheduler import GPU_MIN_PREFILL_TOKENS, MIN_PREFILL_TOKENS, Scheduler
+from batching.scheduler import (
+    GPU_MIN_PREFILL_TOKENS,
+    LARGE_MAX_PREFILL_TOKENS,
+    MAX_PREFILL_TOKENS,
+    MIN_PREFILL_TOKENS,
+    Scheduler,
+)
 from batching.sequence import Row, RowStep, Sequence
 from batching.types import (
     Compile,
@@ -36,6 +42,8 @@ from batching.types import (
 
 # What a step has to say of one request
 Output = StepOutput | Compiled
+
+SMALL_N_EMBD = 768  # GPT-2 small's and DistilGPT-2's
 
 # Seconds that a step waits for its rows' constraints, where no other row goes on meanwhile.
 CONSTRAINTS_PATIENCE = 0.01
@@ -83,7 +91,9 @@ class Engine:
         self._chooser = TokenChooser(backbone.eos_token_id, self.cache)
         fair_share = FairShare(self.max_num_seqs, num_reserved_slots)
         min_prefill_tokens = GPU_MIN_PREFILL_TOKENS if device.type == "cuda" else MIN_PREFILL_TOKENS
-        self._scheduler = Scheduler(self.cache, fair_share, min_prefill_tokens)
+        is_small = backbone.shape.n_embd <= SMALL_N_EMBD
+        max_prefill_tokens = MAX_PREFILL_TOKENS if is_small else LARGE_MAX_PREFILL_TOKENS
+        self._scheduler = Scheduler(self.cache, fair_share, min_prefill_tokens, max_prefill_tokens)
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []
         self._num_steps = 0

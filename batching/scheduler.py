@@ -17,6 +17,10 @@ DOUBLING_POSITIONS = 640
 # graphs, and not their work, so that few large pieces are better (no GPU has measured it).
 MIN_PREFILL_TOKENS = 18
 GPU_MIN_PREFILL_TOKENS = 512
+# Of prompts, where no row decodes, so that only who comes meanwhile waits for the step's end: what reads more of them
+# has more rows begin together. Of a large backbone half as many, whose step takes seconds as it is.
+MAX_PREFILL_TOKENS = 1024
+LARGE_MAX_PREFILL_TOKENS = 512
 
 
 class SlotPool(Protocol):
@@ -41,7 +45,7 @@ class Scheduler:
         slots: SlotPool,
         fair_share: FairShare,
         min_prefill_tokens: int = MIN_PREFILL_TOKENS,
-        max_prefill_tokens: int = 512,
+        max_prefill_tokens: int = MAX_PREFILL_TOKENS,
     ) -> None:
         self._slots = slots
         self._fair_share = fair_share

@@ -129,6 +129,16 @@ def test_steps_tell_how_many_answers_got_a_token():
     assert given == 20 + 3
 
 
+@pytest.mark.parametrize(("num_heads", "most"), [(4, 1024), (97, 512)])  # of 8 numbers each: one more than GPT-2 small
+def test_prompts_that_hold_nobody_up_are_read_together_and_of_a_large_backbone_fewer(num_heads, most):
+    engine = make_engine(make_model(n_layer=1, n_head=num_heads))
+    for seed in range(8):
+        engine.add_request(ask(make_prompt(200, seed=seed), max_new_tokens=2))
+    engine.step()
+    assert engine.last_step is not None
+    assert sum(row.num_tokens for row in engine.last_step.rows) == most
+
+
 def test_a_long_prompt_does_not_hold_up_rows_that_decode():
     engine = make_engine(MODEL)
     short = ask((1, 2), max_new_tokens=50, min_new_tokens=50)
