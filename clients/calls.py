@@ -163,35 +163,27 @@ def download(task: str, version: int | None = None) -> Call[bytes]:
     return Call("GET", f"{task_path(task)}/prefix", lambda response: response.content, params=params)
 
 
-def use_version(task: str, version: int, *, if_match: str | None = None) -> Call[Task]:
-    """Serve that version from now on; a roll-back, say."""
-    return Call(
-        "PATCH",
-        task_path(task),
-        read_task,
-        json={"version": version},
-        headers=conditions(if_match),
-        repeatable=if_match is None,
-    )
+def use_version(task: str, version: int, *, if_match: str | None = None, **config: Any) -> Call[Task]:
+    """Serve that version from now on; a roll-back, say. `config` is `set_config`'s, and holds from the same moment."""
+    return change(task, {"version": version} | ({"config": config} if config else {}), if_match)
 
 
 def split_traffic(task: str, weights: Mapping[int, float] | None, *, if_match: str | None = None) -> Call[Task]:
     """Draw each request's version by these weights, `{3: 0.9, 4: 0.1}` say, until an upload, `use_version` or None
     ends it."""
     traffic = None if weights is None else {str(version): weight for version, weight in weights.items()}
-    return Call(
-        "PATCH",
-        task_path(task),
-        read_task,
-        json={"traffic": traffic},
-        headers=conditions(if_match),
-        repeatable=if_match is None,
-    )
+    return change(task, {"traffic": traffic}, if_match)
 
 
 def set_config(task: str, **config: Any) -> Call[Task]:
     """Set the task's defaults: `description`, `prompt_template` with one `{inputs}`, `parameters`."""
-    return Call("PATCH", task_path(task), read_task, json={"config": config})
+    return change(task, {"config": config})
+
+
+def change(task: str, patch: Json, if_match: str | None = None) -> Call[Task]:
+    """All that `patch` names at once, or nothing of it."""
+    headers, repeatable = conditions(if_match), if_match is None
+    return Call("PATCH", task_path(task), read_task, json=patch, headers=headers, repeatable=repeatable)
 
 
 def delete(task: str, *, if_match: str | None = None) -> Call[None]:

@@ -1,4 +1,4 @@
-"""The commands that talk to a server: `polyprefix upload`, `tasks`, `generate`, `delete`.
+"""The commands that talk to a server: `polyprefix upload`, `tasks`, `task`, `generate`, `delete`.
 
 Knows terminals. Each command is a plain function with typer's annotations; what it does is the `Client`'s, and what it
 prints with `--json` is the server's own JSON.
@@ -31,7 +31,7 @@ ApiKey = Annotated[str | None, typer.Option(envvar="POLYPREFIX_API_KEY", help="T
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 TaskId = Annotated[str, typer.Argument(metavar="TASK", help="The task's id.", autocompletion=complete_task)]
 PrefixPath = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         metavar="FILE",
         exists=True,
@@ -46,25 +46,33 @@ OF_ONE_INPUT = (InvalidRequest, ValidationFailed, GenerationFailed, TooLarge, De
 
 def upload(
     task: TaskId,
-    file: PrefixPath,
+    file: PrefixPath = None,
+    text: Annotated[str | None, typer.Option(help="In place of FILE: an instruction, say, to compile.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
     serve: Annotated[bool, typer.Option(help="Give it the task's requests from now on.")] = True,
 ) -> None:
-    """Make a safetensors file the task's next version. A task without a template gets that of the file."""
+    """Make a safetensors file, or a text, the task's next version. A task without a template gets that of the file."""
+    if (file is None) == (text is None):
+        raise typer.BadParameter("give one of the two: a file, or --text", param_hint="FILE")
+    template = template_of(file) if file is not None and serve else None
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
     with connected(url, api_key) as client, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
-        row = bar.add_task(f"uploading {task}")
-        call = calls.upload(
-            task, file, serve=serve, progress=lambda sent, total: bar.update(row, completed=sent, total=total)
-        )
-        answer = client.carry_out(unread(call))
-        template = template_of(file) if serve else None
-        if template is not None and client.task(task).config.prompt_template is None:
-            client.set_config(task, prompt_template=template)
+        if file is None:
+            answer = client.carry_out(unread(calls.upload_text(task, text or "", serve=serve)))
         else:
-            template = None
+            row = bar.add_task(f"uploading {task}")
+            is_served = serve and template is None  # else it is with its template, in one step
+            call = calls.upload(
+                task, file, serve=is_served, progress=lambda sent, total: bar.update(row, completed=sent, total=total)
+            )
+            answer = client.carry_out(unread(call))
+        if template is not None:
+            if client.task(task).config.prompt_template is not None:
+                template = None
+            config = {} if template is None else {"prompt_template": template}
+            client.use_version(task, answer["version"], **config)
     if as_json:
         echo_json(answer)
     else:
@@ -94,10 +102,60 @@ def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = Fals
     if as_json:
         echo_json(found)
     else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = WIDE  # for whoever greps: nothing is cut
-        console.print(task_table([Task.from_json(task) for task in found]))
+        terminal().print(task_table([Task.from_json(task) for task in found]))
+
+
+def task(
+    task: TaskId,
+    version: Annotated[int | None, typer.Option(help="Serve this version from now on: a roll-back, say.")] = None,
+    traffic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VERSION=WEIGHT", help="Draw each request's version by weights; given once for each."),
+    ] = None,
+    description: Annotated[str | None, typer.Option(help="What the task does.")] = None,
+    prompt_template: Annotated[str | None, typer.Option(help="One {inputs} in it; '' for none.")] = None,
+    parameters: Annotated[
+        str | None, typer.Option(metavar="JSON", help="""The task's defaults, '{"max_new_tokens": 40}' say.""")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a task with its versions. What the options name is changed first, all at once."""
+    defaults = None if parameters is None else parameters_of(parameters)
+    config = given(description=description, prompt_template=prompt_template, parameters=defaults)
+    if prompt_template == "":
+        config["prompt_template"] = None
+    patch = given(version=version, traffic=weights_of(traffic) if traffic else None, config=config or None)
+    with connected(url, api_key, task) as client:
+        found = client.carry_out(unread(calls.change(task, patch) if patch else calls.task(task)))
+    if as_json:
+        echo_json(found)
+    else:
+        show(Task.from_json(found))
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those that stood on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def weights_of(traffic: list[str]) -> dict[str, float]:
+    """`["3=0.9", "4=0.1"]` as the contract has it."""
+    try:
+        return {number: float(weight) for number, weight in (each.split("=") for each in traffic)}
+    except ValueError:
+        raise typer.BadParameter("expected VERSION=WEIGHT, 3=0.9 say", param_hint="--traffic") from None
+
+
+def parameters_of(text: str) -> Json:
+    try:
+        parameters = json.loads(text)
+    except (ValueError, RecursionError):
+        parameters = None
+    if not isinstance(parameters, dict):
+        raise typer.BadParameter("""expected a JSON object, '{"max_new_tokens": 40}' say""", param_hint="--parameters")
+    return parameters
 
 
 def generate(
@@ -121,29 +179,28 @@ def generate(
     concurrency: Annotated[int, typer.Option(min=1, help="At most this many lines are asked at once.")] = 64,
 ) -> None:
     """Continue INPUTS as the task does, printing the text as it is made; or each line, as lines of JSON."""
-    parameters = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop": stop or None,
-        "num_beams": num_beams,
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
+    parameters = given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or None,
+        num_beams=num_beams,
+    )
     details = {"details": True} if as_json else {}
     if inputs is None and standard_input_is_a_terminal():
         raise typer.BadParameter("give a text, or pipe lines into it", param_hint="INPUTS")
     with connected(url, api_key, task) as client:
         if inputs is None or inputs == "-":
-            asked = (calls.generate(task, line, **given, **details) for line in standard_input())
+            asked = (calls.generate(task, line, **parameters, **details) for line in standard_input())
             echo_answers(client, asked, concurrency)
         elif as_json:
-            echo_json(client.carry_out(unread(calls.generate(task, inputs, **given, **details))))
+            echo_json(client.carry_out(unread(calls.generate(task, inputs, **parameters, **details))))
         elif (num_beams or 1) > 1:  # beams are compared at the end, so there is nothing to stream
-            typer.echo(client.generate(task, inputs, **given).generated_text)
+            typer.echo(client.generate(task, inputs, **parameters).generated_text)
         else:
-            echo_stream(client, task, inputs, given)
+            echo_stream(client, task, inputs, parameters)
 
 
 def delete(task: TaskId, url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
@@ -161,10 +218,42 @@ def task_table(found: list[Task]) -> Table:
     table = Table(task_id, "version", "kind", "virtual tokens", "bytes", "since", "description")
     for task in found:
         served = task.served
-        since = f"{served.created_at:%Y-%m-%d %H:%M}"
         numbers = str(served.version), served.kind, str(served.num_virtual_tokens), str(served.num_bytes)
-        table.add_row(task.task_id, *numbers, since, as_written(task.config.description))
+        table.add_row(task.task_id, *numbers, since(served), as_written(task.config.description))
     return table
+
+
+def show(task: Task) -> None:
+    """Its versions with the share of requests that each gets, and its defaults."""
+    console = terminal()
+    weights = task.traffic or {task.version: 1.0}
+    table = Table("version", "requests", "kind", "virtual tokens", "bytes", "since", "sha256")
+    for version in task.versions:
+        share = f"{weights.get(version.version, 0) / sum(weights.values()):.0%}"
+        kind = f"{version.kind}, of another backbone" if version.stale else version.kind
+        numbers = str(version.num_virtual_tokens), str(version.num_bytes)
+        table.add_row(str(version.version), share, kind, *numbers, since(version), version.sha256[:12])
+    console.print(table)
+    config = task.config
+    for name, value in (
+        ("description", config.description),
+        ("prompt template", config.prompt_template and repr(config.prompt_template)),
+        ("chat template", config.chat_template and json.dumps(config.chat_template, ensure_ascii=False)),
+        ("parameters", config.parameters and json.dumps(config.parameters, ensure_ascii=False)),
+    ):
+        if value:
+            console.print(as_written(f"{name}: {value}"))
+
+
+def terminal() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE  # for whoever greps: nothing is cut
+    return console
+
+
+def since(version: Version) -> str:
+    return f"{version.created_at:%Y-%m-%d %H:%M}"
 
 
 def as_written(text: str) -> Text:

@@ -204,12 +204,13 @@ def check_upload(jobs: Sequence[Job], backbone: FrozenBackbone, url: str, api_ke
 
 
 def upload_prefixes(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
-    """Each prefix as its task's next version, and the template that it was trained with as the task's own."""
+    """Each prefix as its task's next version, and from the same moment the template that it was trained with as the
+    task's own."""
     with Client(url, api_key=api_key) as client:
         for job in jobs:
-            done = client.upload(job.task_id, job.out)
-            client.set_config(job.task_id, prompt_template=job.settings.prompt_template)
-            typer.echo(f"{job.task_id}: version {done.version.version} at {url}")
+            version = client.upload(job.task_id, job.out, serve=False).version.version
+            client.use_version(job.task_id, version, prompt_template=job.settings.prompt_template)
+            typer.echo(f"{job.task_id}: version {version} at {url}")
 
 
 def read_test_sets(

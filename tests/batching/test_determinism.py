@@ -30,6 +30,9 @@ needs_linear = pytest.mark.skipif(
     not kernels.can_multiply(torch.bfloat16, torch.device("cpu"), 256),
     reason="the processor has no AVX512-BF16, or AMX",
 )
+needs_halves = pytest.mark.skipif(
+    not hasattr(kernels._linear, "linear_float16_to_float32"), reason="the processor has no AVX512-FP16"
+)
 
 
 def make_needles(backbone: Backbone, num_needles: int) -> list[Request]:
@@ -75,8 +78,19 @@ def test_no_bit_depends_on_a_rows_mates_or_on_its_slot(is_packed: bool, monkeypa
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", ["int8", pytest.param("bfloat16", marks=needs_linear)])
-def test_our_own_products_have_the_same_bits_in_any_mode(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "is_half"),
+    [
+        ("int8", False),
+        pytest.param("bfloat16", False, marks=needs_linear),
+        pytest.param("bfloat16", True, marks=[needs_linear, needs_halves]),
+    ],
+    ids=["int8", "bfloat16", "bfloat16 as halves"],
+)
+def test_our_own_products_have_the_same_bits_in_any_mode(
+    dtype: str, is_half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "IS_HALF_FASTER", is_half)
     check_needles(Backbone.from_model(MODEL, dtype=dtype))
 
 

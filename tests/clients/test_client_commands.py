@@ -59,14 +59,76 @@ def test_upload_gives_a_task_without_a_template_that_of_the_file(fake, run, tmp_
     fake.will_answer(200, TASK)
     result = run(cli.upload, "e2e", str(trained))
     assert "e2e: prompt template 'Q: {inputs}', which the file was trained with\n" in result.stdout
-    assert (fake.received[2].method, fake.received[2].json) == ("PATCH", {"config": {"prompt_template": "Q: {inputs}"}})
+    assert fake.received[0].target == "/tasks/e2e?serve=false", "not a moment without its template"
+    at_once = {"version": 2, "config": {"prompt_template": "Q: {inputs}"}}
+    assert (fake.received[2].method, fake.received[2].json) == ("PATCH", at_once)
     has_one = TASK | {"config": {**TASK["config"], "prompt_template": "A: {inputs}"}}
     fake.will_answer(200, {"task_id": "e2e", **VERSION})
     fake.will_answer(200, has_one)
+    fake.will_answer(200, has_one)
     assert "template" not in run(cli.upload, "e2e", str(trained)).stdout
+    assert fake.received[5].json == {"version": 2}
     fake.will_answer(200, {"task_id": "e2e", **VERSION})
     assert run(cli.upload, "e2e", str(trained), "--no-serve").exit_code == 0
-    assert [request.method for request in fake.received[3:]] == ["PUT", "GET", "PUT"]
+    assert [request.method for request in fake.received[3:]] == ["PUT", "GET", "PATCH", "PUT"]
+
+
+def test_upload_takes_a_text_in_place_of_a_file(fake, run, prefix_file):
+    fake.will_answer(201, {"task_id": "e2e", **VERSION, "kind": "text"})
+    assert run(cli.upload, "e2e", "--text", "Answer in rhymes.").stdout == "e2e: version 2, text, 10 virtual tokens\n"
+    assert (fake.received[0].target, fake.received[0].json) == ("/tasks/e2e", {"text": "Answer in rhymes."})
+    for both_or_none in (["e2e"], ["e2e", prefix_file, "--text", "x"]):
+        result = run(cli.upload, *both_or_none)
+        assert (result.exit_code, "give one of the two" in result.stderr) == (2, True)
+    assert len(fake.received) == 1
+
+
+def test_task_shows_its_versions_with_their_shares_and_its_defaults(fake, run):
+    config = {
+        "description": "[b]rhymes\x1b",
+        "prompt_template": "{inputs}\n",
+        "chat_template": None,
+        "parameters": {"seed": 1},
+    }
+    versions = [VERSION | {"version": 1, "stale": True}, VERSION]
+    fake.will_answer(200, TASK | {"versions": versions, "traffic": {"1": 1, "2": 3}, "config": config})
+    lines = run(cli.task, "e2e").stdout.splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert [row[:3] for row in rows] == [["1", "25%", "prefix, of another backbone"], ["2", "75%", "prefix"]]
+    assert lines[-3:] == [
+        "description: [b]rhymes\N{REPLACEMENT CHARACTER}",
+        "prompt template: '{inputs}\\n'",
+        'parameters: {"seed": 1}',
+    ]
+    fake.will_answer(200, TASK)
+    assert json.loads(run(cli.task, "e2e", "--json").stdout) == TASK
+    assert [request.method for request in fake.received] == ["GET", "GET"]
+
+
+def test_task_changes_all_that_is_named_at_once(fake, run):
+    fake.will_answer(200, TASK)
+    fake.will_answer(200, TASK)
+    fake.will_answer(200, TASK)
+    given = ["--version", "1", "--description", "", "--prompt-template", "{inputs} ->", "--parameters", '{"seed": 7}']
+    assert run(cli.task, "e2e", *given).exit_code == 0
+    config = {"description": "", "prompt_template": "{inputs} ->", "parameters": {"seed": 7}}
+    run(cli.task, "e2e", "--traffic", "1=0.9", "--traffic", "2=0.1")
+    run(cli.task, "e2e", "--prompt-template", "")
+    assert [request.method for request in fake.received] == ["PATCH"] * 3
+    assert [request.json for request in fake.received] == [
+        {"version": 1, "config": config},
+        {"traffic": {"1": 0.9, "2": 0.1}},
+        {"config": {"prompt_template": None}},
+    ]
+
+
+@pytest.mark.parametrize(
+    "given", [["--traffic", "1"], ["--traffic", "1=much"], ["--parameters", "seed=7"], ["--parameters", "[7]"]]
+)
+def test_task_sends_nothing_that_it_cannot_read(fake, run, given):
+    result = run(cli.task, "e2e", *given)
+    assert (result.exit_code, given[0] in result.stderr) == (2, True)
+    assert fake.received == []
 
 
 def test_upload_of_a_file_that_is_not_there_sends_nothing(fake, run):

@@ -139,9 +139,12 @@ def test_a_task_knows_the_version_that_it_serves_and_ignores_fields_it_does_not_
 def test_use_version_and_set_config_are_patches(fake, ask):
     fake.will_answer(200, TASK)
     fake.will_answer(200, TASK)
+    fake.will_answer(200, TASK)
     ask("use_version", "e2e", 1)
     ask("set_config", "e2e", prompt_template="{inputs} ->", parameters={"max_new_tokens": 9})
-    assert [received.method for received in fake.received] == ["PATCH", "PATCH"]
+    ask("use_version", "e2e", 1, prompt_template="{inputs}")
+    assert [received.method for received in fake.received] == ["PATCH"] * 3
+    assert fake.received[2].json == {"version": 1, "config": {"prompt_template": "{inputs}"}}
     assert fake.received[0].json == {"version": 1}
     assert fake.received[1].json == {
         "config": {"prompt_template": "{inputs} ->", "parameters": {"max_new_tokens": 9}},
