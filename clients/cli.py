@@ -224,15 +224,18 @@ def task_table(found: list[Task]) -> Table:
 
 
 def show(task: Task) -> None:
-    """Its versions with the share of requests that each gets, and its defaults."""
+    """Its versions, each with its share of the requests or why it can have none, and its defaults."""
     console = terminal()
     weights = task.traffic or {task.version: 1.0}
     table = Table("version", "requests", "kind", "virtual tokens", "bytes", "since", "sha256")
     for version in task.versions:
         share = f"{weights.get(version.version, 0) / sum(weights.values()):.0%}"
-        kind = f"{version.kind}, of another backbone" if version.stale else version.kind
+        problem = "of another backbone" if version.stale else version.quarantined
+        requests = f"{share}, {problem}" if problem else share
         numbers = str(version.num_virtual_tokens), str(version.num_bytes)
-        table.add_row(str(version.version), share, kind, *numbers, since(version), version.sha256[:12])
+        table.add_row(
+            str(version.version), as_written(requests), version.kind, *numbers, since(version), version.sha256[:12]
+        )
     console.print(table)
     config = task.config
     for name, value in (

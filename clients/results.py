@@ -140,7 +140,8 @@ def details_from(body: Json) -> Details | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One uploaded prefix. `sha256` is that of the uploaded bytes; `stale` means made for another backbone."""
+    """One uploaded prefix. `sha256` is that of the uploaded bytes; `stale` means made for another backbone,
+    `quarantined` says why it is out of service."""
 
     version: int
     sha256: str
@@ -150,6 +151,7 @@ class Version:
     backbone_checked: bool
     created_at: datetime
     stale: bool = False
+    quarantined: str | None = None
 
     @classmethod
     def from_json(cls, body: Json) -> Self:

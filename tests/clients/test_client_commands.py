@@ -90,11 +90,11 @@ def test_task_shows_its_versions_with_their_shares_and_its_defaults(fake, run):
         "chat_template": None,
         "parameters": {"seed": 1},
     }
-    versions = [VERSION | {"version": 1, "stale": True}, VERSION]
+    versions = [VERSION | {"version": 1, "stale": True}, VERSION | {"quarantined": "a damaged file"}]
     fake.will_answer(200, TASK | {"versions": versions, "traffic": {"1": 1, "2": 3}, "config": config})
     lines = run(cli.task, "e2e").stdout.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert [row[:3] for row in rows] == [["1", "25%", "prefix, of another backbone"], ["2", "75%", "prefix"]]
+    assert [row[:2] for row in rows] == [["1", "25%, of another backbone"], ["2", "75%, a damaged file"]]
     assert lines[-3:] == [
         "description: [b]rhymes\N{REPLACEMENT CHARACTER}",
         "prompt template: '{inputs}\\n'",
