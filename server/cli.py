@@ -66,7 +66,9 @@ def serve(
     ] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Rows of a batch; default: what fits, up to 64")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Context length; default: the backbone's")] = None,
-    prefix_cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefixes; default: 1 GiB")] = None,
+    prefix_cache_bytes: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory for prefixes: bytes, or with a unit; default: 1GiB")
+    ] = None,
 ) -> None:
     """Serve many prefix-tuned tasks on one frozen GPT-2. Every option can also be set as POLYPREFIX_… ."""
     given = {name: value for name, value in locals().items() if value is not None}

@@ -213,8 +213,8 @@ class GenerateBody(Strict):
     @classmethod
     def _refuse_misplaced(cls, given: object) -> object:
         if isinstance(given, dict):
-            for name in GenerateParameters.model_fields.keys() - cls.model_fields.keys():
-                if given.get(name) is not None:
+            for name in given:
+                if name in GenerateParameters.model_fields.keys() - cls.model_fields.keys() and given[name] is not None:
                     raise ValueError(f"{name} belongs in parameters")
         return refuse_other_names(given)
 

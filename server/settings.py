@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ByteSize, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefix_store.home import place_of
@@ -15,12 +15,13 @@ from prefix_store.home import place_of
 PREFIX = "POLYPREFIX_"
 OF_CLIENTS = {"POLYPREFIX_URL", "POLYPREFIX_API_KEY"}
 Positive = Annotated[int, Field(gt=0)]
+NumBytes = Annotated[ByteSize, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Times are in seconds, sizes in bytes. An argument wins over the environment, the environment over the default; an
-    empty variable is none."""
+    """Times are in seconds, sizes in bytes or with a unit, `4GiB` say. An argument wins over the environment, the
+    environment over the default; an empty variable is none."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
@@ -51,14 +52,14 @@ class Settings(BaseSettings):
     max_num_seqs: Positive | None = None
     """Rows of one batch; None is what fits in memory, at most 64."""
     max_model_len: Positive | None = None
-    prefix_cache_bytes: Positive = 1 << 30
+    prefix_cache_bytes: NumBytes = ByteSize(1 << 30)
 
-    max_json_bytes: Positive = 256 << 10
-    max_upload_bytes: Positive = 64 << 20
-    max_open_upload_bytes: Positive = 256 << 20
+    max_json_bytes: NumBytes = ByteSize(256 << 10)
+    max_upload_bytes: NumBytes = ByteSize(64 << 20)
+    max_open_upload_bytes: NumBytes = ByteSize(256 << 20)
     """Of all files that are uploaded or read back; a single tenant's may have half of it. While one that comes is read
     and compiled it takes up to four times its size."""
-    max_prompt_bytes: Positive = 32 << 10
+    max_prompt_bytes: NumBytes = ByteSize(32 << 10)
     max_queued_per_slot: Positive = 4
 
     queue_timeout: Seconds = 30.0

@@ -148,6 +148,12 @@ def test_steps_that_hold_rows_of_different_prefixes_are_counted(start) -> None: 
     )
 
 
+def test_sizes_may_have_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYPREFIX_MAX_UPLOAD_BYTES", "8 MiB")
+    settings = Settings(prefix_cache_bytes="1.5GiB", max_json_bytes=1000)
+    assert (settings.max_upload_bytes, settings.prefix_cache_bytes, settings.max_json_bytes) == (8 << 20, 3 << 29, 1000)
+
+
 @pytest.mark.parametrize(("name", "is_told"), [("POLYPREFIX_MAX_NUM_SEQ", True), ("POLYPREFIX_MAX_NUM_SEQS", False)])
 def test_a_mistyped_environment_variable_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, byte_tokenizer: Tokenizer, name: str, is_told: bool

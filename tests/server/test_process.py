@@ -266,6 +266,8 @@ def test_wrong_settings_are_refused_with_their_reason(tiny_model: Path, tmp_path
     assert "no model could be read" in refused("--model", str(tmp_path / "nowhere"))
     assert "max_model_len is 129; expected 1 to 128" in refused(*model, "--max-model-len", "129")
     assert "max_num_seqs" in refused(*model, MAX_NUM_SEQS="many")
+    for size in ("much", "0", "-1GiB"):
+        assert "prefix_cache_bytes" in refused(*model, "--prefix-cache-bytes", size)
     assert "No such option" in refused(*model, "--no-such-option")
 
 
