@@ -12,12 +12,14 @@ const PAUSE = 300; // ms without typing, after which the server is asked
 export const catalogue = new (class extends EventTarget {
   tasks = [];
   isLoaded = false;
+  #loading = 0; // the newest load's number: what an older one finds is out of date
   #seeking; // a timer
-  #sought = []; // the names of tasks that were found beyond those
+  #beginning = ""; // of the names that were looked for beyond those
   isWhole = true; // else there are more tasks than are loaded
   problem = ""; // why the list is not what it should be
 
   async load() {
+    const mine = ++this.#loading;
     const tasks = [];
     let after = "";
     do {
@@ -25,13 +27,14 @@ export const catalogue = new (class extends EventTarget {
       tasks.push(...page.tasks);
       after = page.next;
     } while (after && tasks.length < MAX_TASKS);
+    const known = new Set(tasks.map((task) => task.task_id));
+    const sought = after && this.#beginning ? await begunSo(this.#beginning) : [];
+    if (mine !== this.#loading) return;
     this.isWhole = !after;
-    const others = this.isWhole ? [] : this.#sought.filter((name) => !tasks.some((task) => task.task_id === name));
-    tasks.push(...(await found(others.map((name) => askJson("GET", taskPath(name))))));
-    this.tasks = tasks;
+    this.tasks = [...tasks, ...sought.filter((task) => !known.has(task.task_id))];
     this.isLoaded = true;
     this.problem = "";
-    for (const task of tasks) colourClass(task.task_id); // in the order of the list
+    for (const task of this.tasks) colourClass(task.task_id); // in the order of the list
     this.dispatchEvent(new Event("change"));
   }
 
@@ -40,15 +43,10 @@ export const catalogue = new (class extends EventTarget {
     clearTimeout(this.#seeking);
     if (this.isWhole || !beginning) return;
     this.#seeking = setTimeout(async () => {
-      const sought = [
-        askJson("GET", taskPath(beginning)),
-        askJson("GET", `tasks?limit=${NUM_SOUGHT}&after=${encodeURIComponent(beginning)}`).then((page) => page.tasks),
-      ];
-      const tasks = (await found(sought)).flat().filter((task) => task.task_id.startsWith(beginning));
-      const added = tasks.filter((task) => !this.find(task.task_id));
+      this.#beginning = beginning;
+      const added = (await begunSo(beginning)).filter((task) => !this.find(task.task_id));
       if (added.length === 0) return;
       this.tasks.push(...added);
-      this.#sought = [...added.map((task) => task.task_id), ...this.#sought].slice(0, NUM_SOUGHT);
       this.dispatchEvent(new Event("change"));
     }, PAUSE);
   }
@@ -68,9 +66,14 @@ export const catalogue = new (class extends EventTarget {
   }
 })();
 
-/** The answers of those that there are: a name may be nobody's. */
-async function found(asked) {
-  return (await Promise.allSettled(asked)).filter(({ status }) => status === "fulfilled").map(({ value }) => value);
+/** The task of this very name, which may be nobody's, and the first of those whose names go on. */
+async function begunSo(beginning) {
+  const asked = [
+    askJson("GET", taskPath(beginning)),
+    askJson("GET", `tasks?limit=${NUM_SOUGHT}&after=${encodeURIComponent(beginning)}`).then((page) => page.tasks),
+  ];
+  const found = (await Promise.allSettled(asked)).filter(({ status }) => status === "fulfilled");
+  return found.flatMap(({ value }) => value).filter((task) => task.task_id.startsWith(beginning));
 }
 
 export function servedVersion(task) {

@@ -30,14 +30,10 @@ export const live = {
     watching?.abort();
     watching = null;
   },
-  /** The key is a good one, and perhaps another one than before. */
+  /** The key is a good one. */
   enter() {
     hasEntered = true;
-    latest = null; // what another key saw
-    forget();
-    if (!isShown) return;
-    live.hide();
-    live.show();
+    if (isShown) live.show();
   },
 };
 
@@ -156,8 +152,9 @@ const shownName = (name) => (name === null ? "other rows" : name === BASE ? "no 
 function drawLegend() {
   const names = [...new Set(steps.flatMap((step) => step.rows.map((row) => row.name)))];
   names.sort((a, b) => (a === null) - (b === null) || String(a).localeCompare(String(b)));
-  if (byId("step-legend").dataset.names === names.join("\n")) return;
-  byId("step-legend").dataset.names = names.join("\n");
+  const shown = JSON.stringify(names);
+  if (byId("step-legend").dataset.names === shown) return;
+  byId("step-legend").dataset.names = shown;
   byId("step-legend").replaceChildren(
     ...names.map((name) => make("li", { class: colourClass(name) }, make("i", { class: "dot" }), shownName(name))),
   );

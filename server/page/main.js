@@ -9,6 +9,7 @@ import { tasks } from "./tasks.js";
 
 const views = { playground, tasks, live };
 const START = "playground";
+const RETRY_AFTER = 2000; // ms
 let shown = null;
 
 /** Show the view that the address names. Another fragment is a place in the page, as the skip link's. */
@@ -36,7 +37,7 @@ function decoded(argument) {
   }
 }
 
-/** Load what the key opens. Where there is none that is good, the login comes up. */
+/** Load what the key opens, once. Where there is none that is good, the login comes up. */
 async function enter() {
   const info = await askJson("GET", "info");
   byId("backbone").textContent = `${info.backbone} · ${info.model_dtype} · ${info.model_device_type}`;
@@ -46,10 +47,19 @@ async function enter() {
   live.enter();
 }
 
-function refuse(error) {
-  if (error.status === 401) return; // the login is up
-  byId("backbone").textContent = error.message;
-  say(error.message);
+/** Enter as soon as the server lets us: one that starts or drains may do so a moment later. */
+async function start() {
+  for (;;) {
+    try {
+      return await enter();
+    } catch (error) {
+      if (error.status === 401) return; // the login is up
+      byId("backbone").textContent = error.message;
+      say(error.message);
+      if (error.status !== 0 && error.status !== 429 && error.status < 500) return;
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER));
+  }
 }
 
 function askForKey() {
@@ -66,6 +76,10 @@ byId("login-form").addEventListener("submit", async (event) => {
   try {
     if (!/^[!-~]+$/.test(secret)) throw new Error("no key has such characters: paste it as it was given");
     key.set(secret);
+    if (catalogue.isLoaded) {
+      await askJson("GET", "info"); // is the key a good one?
+      return location.reload(); // nothing stays of what another key saw
+    }
     await enter();
     byId("secret").value = "";
     byId("login").close();
@@ -85,4 +99,4 @@ addEventListener("unauthorized", askForKey);
 addEventListener("hashchange", show);
 
 show();
-enter().catch(refuse);
+start();

@@ -23,6 +23,7 @@ export const playground = {
     if (!taskId) return;
     chosen.clear();
     chosen.add(taskId);
+    catalogue.seek(taskId);
     history.replaceState(null, "", "#playground");
     update();
     byId("inputs").focus();
@@ -101,7 +102,9 @@ function update() {
     (task) => chosen.has(task.task_id) || task.task_id.toLowerCase().includes(wanted),
   );
   if (found.length > NUM_SHOWN) found.sort((a, b) => chosen.has(b.task_id) - chosen.has(a.task_id)); // to be seen at all
-  const names = [...found.slice(0, NUM_SHOWN).map((task) => task.task_id), BASE];
+  const listed = new Set([...found.slice(0, NUM_SHOWN).map((task) => task.task_id), ...chosen]);
+  listed.delete(BASE);
+  const names = [...listed, BASE];
   byId("choices").replaceChildren(...names.map(choice));
   byId("num-chosen").textContent =
     chosen.size >= MAX_CHOSEN ? `${MAX_CHOSEN} at a time` : found.length > NUM_SHOWN ? `${found.length} found` : "";
@@ -148,13 +151,17 @@ form.addEventListener("submit", (event) => {
 });
 form.addEventListener("input", update);
 byId("task-filter").addEventListener("input", () => catalogue.seek(byId("task-filter").value.trim()));
+byId("task-filter").addEventListener("keydown", (event) => {
+  if (event.key === "Enter") event.preventDefault(); // it looks for a task, and runs none
+});
 form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
 });
 byId("stop").addEventListener("click", () => running?.abort());
 catalogue.addEventListener("change", () => {
   if (!catalogue.isLoaded) return;
-  for (const taskId of chosen) if (taskId !== BASE && !catalogue.find(taskId)) chosen.delete(taskId);
+  const isGone = (taskId) => taskId !== BASE && catalogue.isWhole && !catalogue.find(taskId);
+  for (const taskId of chosen) if (isGone(taskId)) chosen.delete(taskId);
   if (chosen.size === 0) {
     const first = catalogue.tasks.slice(0, 3).map((task) => task.task_id);
     for (const taskId of first.length ? first : [BASE]) chosen.add(taskId);

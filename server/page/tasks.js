@@ -162,8 +162,10 @@ function settings(task, act) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     act(async () => {
-      await ask("PATCH", taskPath(task.task_id), { json: { config: changed(valuesOf(form), shown) } });
-      unsaved.delete(task.task_id);
+      const sent = valuesOf(form);
+      await ask("PATCH", taskPath(task.task_id), { json: { config: changed(sent, shown) } });
+      const typedSince = (unsaved.get(task.task_id) ?? []).filter(([name, value]) => value !== sent[name]);
+      unsaved.set(task.task_id, typedSince);
     });
   });
   return form;

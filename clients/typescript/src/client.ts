@@ -1,6 +1,13 @@
 /** Asks one server over `fetch`. Knows the routes for generating, whose types are the OpenAPI document's own. */
 
-import { ConnectionFailed, errorFromEvent, errorFromResponse, isErrorBody, UnexpectedAnswer } from "./errors.js";
+import {
+  ConnectionFailed,
+  errorFromEvent,
+  errorFromResponse,
+  InvalidRequest,
+  isErrorBody,
+  UnexpectedAnswer,
+} from "./errors.js";
 import { payloads } from "./events.js";
 import type { components } from "./openapi.js";
 
@@ -34,15 +41,16 @@ export interface RequestOptions {
   signal?: AbortSignal;
 }
 
-/** Throws `ApiError` where the server says no, `ConnectionFailed` where none answers. */
+/** Throws `ApiError` where the server says no, `ConnectionFailed` where none answers, `InvalidRequest` where there is
+ * nothing to send. */
 export class Client {
   readonly #url: string;
   readonly #headers: Record<string, string>;
   readonly #fetch: typeof fetch;
 
   constructor(url = "http://127.0.0.1:8000", options: ClientOptions = {}) {
-    this.#url = url.replace(/\/+$/, "");
-    const authorization = options.apiKey === undefined ? {} : { authorization: `Bearer ${options.apiKey}` };
+    this.#url = checkedUrl(url).replace(/\/+$/, "");
+    const authorization = options.apiKey === undefined ? {} : { authorization: `Bearer ${checkedKey(options.apiKey)}` };
     this.#headers = { "content-type": "application/json", ...authorization };
     this.#fetch = options.fetch ?? fetch.bind(globalThis);
   }
@@ -78,6 +86,7 @@ export class Client {
       for (let next = await told(arriving.next(), options.signal); !next.done; ) {
         const event = eventOf(next.value, response);
         yield event;
+        options.signal?.throwIfAborted();
         if (event.generated_text !== null) {
           return;
         }
@@ -90,13 +99,41 @@ export class Client {
   }
 
   async #post(path: string, body: Schemas["GenerateBody"], signal?: AbortSignal): Promise<Response> {
-    const request = { method: "POST", headers: this.#headers, body: JSON.stringify(body), signal: signal ?? null };
+    const request = { method: "POST", headers: this.#headers, body: written(body), signal: signal ?? null };
     const response = await told(this.#fetch(this.#url + path, request), signal);
     if (!response.ok) {
       throw await told(errorFromResponse(response), signal);
     }
     return response;
   }
+}
+
+/** Messages leave the secrets out: they end up in logs. */
+function checkedKey(apiKey: string): string {
+  if (!/^[!-~]+$/.test(apiKey)) {
+    throw new InvalidRequest(
+      "the API key is empty, or holds a space or what no header can carry; expected printable ASCII",
+    );
+  }
+  return apiKey;
+}
+
+function checkedUrl(url: string): string {
+  if (/^[a-z]+:\/\/[^/]*@/i.test(url)) {
+    throw new InvalidRequest("the URL holds a name or a password; a key is given as apiKey");
+  }
+  return url;
+}
+
+/** As JSON, or not at all: `JSON.stringify` writes null for NaN, and the server would take its default. */
+function written(body: unknown): string {
+  return JSON.stringify(body, (name, value: unknown) => {
+    const isUnsafe = typeof value === "number" && Number.isInteger(value) && !Number.isSafeInteger(value);
+    if (typeof value === "bigint" || isUnsafe || (typeof value === "number" && !Number.isFinite(value))) {
+      throw new InvalidRequest(`${name} is ${value}, which JSON or JavaScript has no exact form for`);
+    }
+    return value;
+  });
 }
 
 /** What the network brings. Its own errors become ours; an abort stays the signal's reason. */

@@ -7,6 +7,11 @@ export class PolyprefixError extends Error {
   override name = "PolyprefixError";
 }
 
+/** What cannot be sent, and was not: a key or a URL that no request can hold, a number that JSON has no form for. */
+export class InvalidRequest extends PolyprefixError {
+  override name = "InvalidRequest";
+}
+
 /** The server could not be reached, or the connection broke before the answer was whole. */
 export class ConnectionFailed extends PolyprefixError {
   override name = "ConnectionFailed";

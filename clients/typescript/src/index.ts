@@ -4,6 +4,7 @@ export {
   ConnectionFailed,
   DeadlineExceeded,
   GenerationFailed,
+  InvalidRequest,
   NotFound,
   Overloaded,
   PolyprefixError,

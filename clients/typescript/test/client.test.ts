@@ -6,7 +6,16 @@ import path from "node:path";
 import { after, before, describe, it } from "node:test";
 import openapiTS, { astToString } from "openapi-typescript";
 
-import { ApiError, Client, ConnectionFailed, NotFound, Overloaded, UnexpectedAnswer, ValidationFailed } from "../src/index.js";
+import {
+  ApiError,
+  Client,
+  ConnectionFailed,
+  InvalidRequest,
+  NotFound,
+  Overloaded,
+  UnexpectedAnswer,
+  ValidationFailed,
+} from "../src/index.js";
 import type { StreamEvent } from "../src/index.js";
 import { CLIENT, startServer, type Server } from "./server.js";
 
@@ -67,6 +76,33 @@ describe("a real server", () => {
     leaving.abort(reason);
     await assert.rejects(all(events), reason);
     await assert.rejects(client.generate("e2e", INPUTS, {}, { signal: AbortSignal.abort(reason) }), reason);
+  });
+
+  it("ends a stream at the abort, though more of it has arrived", async () => {
+    const leaving = new AbortController();
+    const reason = new Error("enough");
+    const events = client.stream("e2e", INPUTS, { max_new_tokens: 30, min_new_tokens: 30 }, { signal: leaving.signal });
+    await events.next();
+    await new Promise((resolve) => setTimeout(resolve, 1000)); // by then all of it is here
+    leaving.abort(reason);
+    await assert.rejects(events.next(), reason);
+  });
+
+  it("sends nothing that has no exact form, and tells no secret", async () => {
+    for (const temperature of [NaN, Infinity]) {
+      await assert.rejects(client.generate("e2e", INPUTS, { temperature }), InvalidRequest);
+    }
+    await assert.rejects(client.generate("e2e", INPUTS, { seed: 2 ** 53 }), /seed is 9007199254740992/);
+    for (const options of [{ apiKey: "pp_secret\nabc" }, { apiKey: "" }]) {
+      assert.throws(
+        () => new Client(server.url, options),
+        (error) => error instanceof InvalidRequest && !error.message.includes("secret"),
+      );
+    }
+    assert.throws(
+      () => new Client("http://me:geheim@127.0.0.1:1"),
+      (error) => error instanceof InvalidRequest && !error.message.includes("geheim"),
+    );
   });
 
   it("leaves a stream early", async () => {
