@@ -21,7 +21,7 @@ from batching.model_runner import ModelRunner, RowLogits
 from batching.sampler import draw_uniforms, own_logprobs
 from batching.scheduler import (
     GPU_MIN_PREFILL_TOKENS,
-    LARGE_MAX_PREFILL_TOKENS,
+    MAX_FIRST_PREFILL_TOKENS,
     MAX_PREFILL_TOKENS,
     MIN_PREFILL_TOKENS,
     Scheduler,
@@ -92,8 +92,10 @@ class Engine:
         fair_share = FairShare(self.max_num_seqs, num_reserved_slots)
         min_prefill_tokens = GPU_MIN_PREFILL_TOKENS if device.type == "cuda" else MIN_PREFILL_TOKENS
         is_small = backbone.shape.n_embd <= SMALL_N_EMBD
-        max_prefill_tokens = MAX_PREFILL_TOKENS if is_small else LARGE_MAX_PREFILL_TOKENS
-        self._scheduler = Scheduler(self.cache, fair_share, min_prefill_tokens, max_prefill_tokens)
+        max_first_prefill_tokens = MAX_FIRST_PREFILL_TOKENS if is_small else MAX_PREFILL_TOKENS
+        self._scheduler = Scheduler(
+            self.cache, fair_share, min_prefill_tokens, MAX_PREFILL_TOKENS, max_first_prefill_tokens
+        )
         self._sequences: dict[str, Sequence] = {}
         self._aborted: list[Output] = []
         self._num_steps = 0

@@ -153,8 +153,8 @@ def linear(x: Tensor, panels: Panels, has_gelu: bool, out_dtype: torch.dtype) ->
     """`x` `[M, in_features]` bfloat16 -> `[M, out_features]` in bfloat16 or float32; GPT-2's GELU (tanh) if asked.
 
     With int8 weights each row of `x` is rounded to int8 with a scale of its own; sums are exact. With float16 weights
-    each row of `x` is brought below 1 by a power of two, 16 products at a time are summed in float16, these sums in
-    float32. In any case a row's result has the same bits whatever the other rows are.
+    each row of `x` is brought below 1 by a power of two, and 32 products at a time, or 16 for a result in float32, are
+    summed in float16, these sums in float32. In any case a row's result has the same bits whatever the other rows are.
     """
     assert _linear is not None
     M, in_features = x.shape

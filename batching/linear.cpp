@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 extern "C" {
 extern const bool is_intel = __builtin_cpu_is("intel");
@@ -70,13 +71,15 @@ struct Int8 {
 #ifdef __AVX512FP16__
 // Intel's processors leave bfloat16 to AMX: without it they multiply four times as many halves in the same time. A half has
 // all of a bfloat16's digits, and the scales keep its exponents in reach. A run's sums are rounded to halves on their way,
-// which changes the result by a third of what rounding it to bfloat16 does; the runs are added in float32.
+// the runs are added in float32. Where the result is rounded to bfloat16, runs of 32 change it by half of what that does;
+// where it is not, they are shorter.
+template <int LENGTH>
 struct Half {
     typedef __m512h Sums;
     struct Totals {
         __m512 of_group[2];
     };
-    static constexpr int GROUPS = 2, RUN = 32;
+    static constexpr int GROUPS = 2, RUN = LENGTH;
     static void add_products(Sums& sums, __m512i x, __m512i weights) {
         sums = _mm512_fmadd_ph((__m512h)x, (__m512h)weights, sums);
     }
@@ -85,7 +88,7 @@ struct Half {
         totals.of_group[1] += _mm512_cvtxph_ps((__m256h)_mm512_extracti64x4_epi64((__m512i)sums, 1));
     }
     static __m512 finish(const Totals& totals, int group, float row_scale, const Columns& columns, int64_t column) {
-        return totals.of_group[group] * (_mm512_loadu_ps(columns.scales + column) * _mm512_set1_ps(row_scale));
+        return totals.of_group[group] * _mm512_loadu_ps(columns.scales + column) * _mm512_set1_ps(row_scale);
     }
 };
 #endif
@@ -232,7 +235,7 @@ void linear_float16(const uint16_t* x, const Columns& columns, Out* y, char* scr
     {
 #pragma omp for
         for (int64_t m = 0; m < M; m++) scales[m] = halve(x + m * K, K, words + m * K);
-        linear<Half>((const int32_t*)words, scales, M, K, columns, has_gelu, y);
+        linear<Half<std::is_same_v<Out, float> ? 16 : 32>>((const int32_t*)words, scales, M, K, columns, has_gelu, y);
     }
 }
 #endif

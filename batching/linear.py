@@ -25,7 +25,9 @@ ACTIVATIONS = {
 
 BLOCK_ROWS = 32
 LARGEST_INT8 = 127
-HALF_BITS = 11  # linear.cpp brings `x` below 1: 16 products are below 2^15 then, and a half can be 2^16
+# linear.cpp brings `x` below 1. Weights below 2^11 then keep a sum of 32 products among the halves, of which 65,504 is
+# the largest: the largest bfloat16 are 255/256 and 2040, whose products come to 65,280 as they are rounded on the way.
+HALF_BITS = 11
 LEAST_EXPONENT = -100  # a row that is smaller still is not brought up further
 
 
@@ -144,7 +146,8 @@ def make_linear(
 ) -> Linear:
     """`weight` `[out_features, in_features]`; `activation` is a GPT-2 config's name for one, or None.
 
-    `out_dtype`: float32 gives a product's sums unrounded where the device can, which only our own loops do.
+    `out_dtype`: float32 gives a product's sums without rounding them to the weights' type where the device can, which
+    only our own loops do.
     `is_int8`: weights are rounded to int8, one scale for each output; so is `x`, one scale for each row.
     `is_deterministic`: a row's result has the same bits whatever the other rows are.
     """

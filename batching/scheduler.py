@@ -17,10 +17,11 @@ DOUBLING_POSITIONS = 640
 # graphs, and not their work, so that few large pieces are better (no GPU has measured it).
 MIN_PREFILL_TOKENS = 18
 GPU_MIN_PREFILL_TOKENS = 512
-# Of prompts, where no row decodes, so that only who comes meanwhile waits for the step's end: what reads more of them
-# has more rows begin together. Of a large backbone half as many, whose step takes seconds as it is.
-MAX_PREFILL_TOKENS = 1024
-LARGE_MAX_PREFILL_TOKENS = 512
+# Of prompts, where no row decodes; only who comes meanwhile waits for the step's end.
+MAX_PREFILL_TOKENS = 512
+# And where nothing has run before: rows that come together begin together, and end together. Not of a large backbone,
+# whose step takes seconds as it is.
+MAX_FIRST_PREFILL_TOKENS = 1024
 
 
 class SlotPool(Protocol):
@@ -46,11 +47,14 @@ class Scheduler:
         fair_share: FairShare,
         min_prefill_tokens: int = MIN_PREFILL_TOKENS,
         max_prefill_tokens: int = MAX_PREFILL_TOKENS,
+        max_first_prefill_tokens: int = MAX_FIRST_PREFILL_TOKENS,
     ) -> None:
         self._slots = slots
         self._fair_share = fair_share
         self._min_prefill_tokens = min_prefill_tokens
         self._max_prefill_tokens = max_prefill_tokens
+        self._max_first_prefill_tokens = max_first_prefill_tokens
+        self._was_idle = True
         self._waiting: dict[str, deque[Sequence]] = {}  # by tenant; none is empty
         self.running: list[Sequence] = []
 
@@ -79,6 +83,7 @@ class Scheduler:
 
     def admit(self) -> list[Sequence]:
         """Move waiting sequences into free slots; each one's slots are reserved to its end."""
+        self._was_idle = not self.running
         admitted = []
         while self._waiting and self._slots.num_free:
             wanted = {tenant: queue[0].num_slots_needed for tenant, queue in self._waiting.items()}
@@ -125,7 +130,8 @@ class Scheduler:
         one. Who has least to read comes first, and what it leaves of its share is the others'. The oldest gets on, if
         only by a token.
         """
-        budget: float = self.max_prompt_tokens_beside(num_decoding) if num_decoding else self._max_prefill_tokens
+        alone = self._max_first_prefill_tokens if self._was_idle else self._max_prefill_tokens
+        budget: float = self.max_prompt_tokens_beside(num_decoding) if num_decoding else alone
         by_tenant: dict[str, list[Sequence]] = {}
         for sequence in reading:
             by_tenant.setdefault(sequence.request.tenant, []).append(sequence)

@@ -56,23 +56,12 @@ def upload(
     """Make a safetensors file, or a text, the task's next version. A task without a template gets that of the file."""
     if (file is None) == (text is None):
         raise typer.BadParameter("give one of the two: a file, or --text", param_hint="FILE")
-    template = template_of(file) if file is not None and serve else None
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
-    with connected(url, api_key) as client, Progress(*columns, console=Console(stderr=True), disable=as_json) as bar:
-        if file is None:
-            answer = client.carry_out(unread(calls.upload_text(task, text or "", serve=serve)))
+    with connected(url, api_key) as client:
+        if file is not None:
+            answer, template = upload_file(client, task, file, serve=serve, is_quiet=as_json)
         else:
-            row = bar.add_task(f"uploading {task}")
-            is_served = serve and template is None  # else it is with its template, in one step
-            call = calls.upload(
-                task, file, serve=is_served, progress=lambda sent, total: bar.update(row, completed=sent, total=total)
-            )
-            answer = client.carry_out(unread(call))
-        if template is not None:
-            if client.task(task).config.prompt_template is not None:
-                template = None
-            config = {} if template is None else {"prompt_template": template}
-            client.use_version(task, answer["version"], **config)
+            assert text is not None
+            answer, template = client.carry_out(unread(calls.upload_text(task, text, serve=serve))), None
     if as_json:
         echo_json(answer)
     else:
@@ -80,6 +69,29 @@ def upload(
         typer.echo(f"{task}: version {version.version}, {version.kind}, {version.num_virtual_tokens} virtual tokens")
         if template is not None:
             typer.echo(f"{task}: prompt template {template!r}, which the file was trained with")
+
+
+def upload_file(client: Client, task: str, file: Path, *, serve: bool, is_quiet: bool) -> tuple[Json, str | None]:
+    """The server's answer, and the template that the task was given: a version that brings one gets a task's requests
+    not before the task has it."""
+    template = template_of(file) if serve else None
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True)
+    with Progress(*columns, console=Console(stderr=True), disable=is_quiet) as bar:
+        row = bar.add_task(f"uploading {task}")
+        call = calls.upload(
+            task,
+            file,
+            serve=serve and template is None,
+            progress=lambda sent, total: bar.update(row, completed=sent, total=total),
+        )
+        answer = client.carry_out(unread(call))
+    if template is None:
+        return answer, None
+    if client.task(task).config.prompt_template is not None:
+        client.use_version(task, answer["version"])
+        return answer, None
+    client.use_version(task, answer["version"], prompt_template=template)
+    return answer, template
 
 
 def template_of(file: Path) -> str | None:
@@ -92,7 +104,7 @@ def template_of(file: Path) -> str | None:
             return None
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     template = metadata.get("prompt_template") if isinstance(metadata, dict) else None
-    return template if isinstance(template, str) else None
+    return template if isinstance(template, str) and template.count("{inputs}") == 1 else None
 
 
 def tasks(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: AsJson = False) -> None:
@@ -115,7 +127,7 @@ def task(
     description: Annotated[str | None, typer.Option(help="What the task does.")] = None,
     prompt_template: Annotated[str | None, typer.Option(help="One {inputs} in it; '' for none.")] = None,
     parameters: Annotated[
-        str | None, typer.Option(metavar="JSON", help="""The task's defaults, '{"max_new_tokens": 40}' say.""")
+        str | None, typer.Option(metavar="JSON", help="""All of the task's defaults, '{"max_new_tokens": 40}' say.""")
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -143,9 +155,12 @@ def given(**options: Any) -> dict[str, Any]:
 def weights_of(traffic: list[str]) -> dict[str, float]:
     """`["3=0.9", "4=0.1"]` as the contract has it."""
     try:
-        return {number: float(weight) for number, weight in (each.split("=") for each in traffic)}
+        weights = {number: float(weight) for number, weight in (each.split("=") for each in traffic)}
     except ValueError:
         raise typer.BadParameter("expected VERSION=WEIGHT, 3=0.9 say", param_hint="--traffic") from None
+    if len(weights) < len(traffic):
+        raise typer.BadParameter("the same version twice", param_hint="--traffic")
+    return weights
 
 
 def parameters_of(text: str) -> Json:
@@ -224,21 +239,18 @@ def task_table(found: list[Task]) -> Table:
 
 
 def show(task: Task) -> None:
-    """Its versions, each with its share of the requests or why it can have none, and its defaults."""
+    """Its versions with the share of requests that each gets, why some can have none, and its defaults."""
     console = terminal()
     weights = task.traffic or {task.version: 1.0}
-    table = Table("version", "requests", "kind", "virtual tokens", "bytes", "since", "sha256")
+    table = Table("version", "requests", "kind", "tokens", "bytes", "since", "sha256")
     for version in task.versions:
-        share = f"{weights.get(version.version, 0) / sum(weights.values()):.0%}"
-        problem = "of another backbone" if version.stale else version.quarantined
-        requests = f"{share}, {problem}" if problem else share
+        share = f"{100 * weights.get(version.version, 0) / sum(weights.values()):.3g} %"
         numbers = str(version.num_virtual_tokens), str(version.num_bytes)
-        table.add_row(
-            str(version.version), as_written(requests), version.kind, *numbers, since(version), version.sha256[:12]
-        )
+        table.add_row(str(version.version), share, version.kind, *numbers, since(version), version.sha256[:8])
     console.print(table)
     config = task.config
     for name, value in (
+        *((f"version {version.version}", problem_of(version)) for version in task.versions),
         ("description", config.description),
         ("prompt template", config.prompt_template and repr(config.prompt_template)),
         ("chat template", config.chat_template and json.dumps(config.chat_template, ensure_ascii=False)),
@@ -246,6 +258,10 @@ def show(task: Task) -> None:
     ):
         if value:
             console.print(as_written(f"{name}: {value}"))
+
+
+def problem_of(version: Version) -> str | None:
+    return "made for another backbone" if version.stale else version.quarantined
 
 
 def terminal() -> Console:

@@ -52,6 +52,8 @@ def did_you_mean(client: Client, task: str) -> str:
         task_ids = {found["task_id"].lower(): found["task_id"] for found in all_tasks(client)}
     except PolyprefixError:
         return ""
+    if task in task_ids.values():  # something else of it was not found
+        return ""
     close = difflib.get_close_matches(task.lower(), task_ids, n=1)
     return f"; did you mean {task_ids[close[0]]!r}?" if close else "; `polyprefix tasks` lists those there are"
 

@@ -204,8 +204,8 @@ def check_upload(jobs: Sequence[Job], backbone: FrozenBackbone, url: str, api_ke
 
 
 def upload_prefixes(jobs: Sequence[Job], url: str, api_key: str | None) -> None:
-    """Each prefix as its task's next version, and from the same moment the template that it was trained with as the
-    task's own."""
+    """Each prefix as its task's next version, and the template that it was trained with as the task's own. A task that
+    is there gets both at once; a new one serves its first version as soon as it has it."""
     with Client(url, api_key=api_key) as client:
         for job in jobs:
             version = client.upload(job.task_id, job.out, serve=False).version.version

@@ -130,13 +130,27 @@ def test_steps_tell_how_many_answers_got_a_token():
 
 
 @pytest.mark.parametrize(("num_heads", "most"), [(4, 1024), (97, 512)])  # of 8 numbers each: one more than GPT-2 small
-def test_prompts_that_hold_nobody_up_are_read_together_and_of_a_large_backbone_fewer(num_heads, most):
+def test_prompts_that_come_to_an_idle_engine_are_read_together_and_of_a_large_backbone_fewer(num_heads, most):
     engine = make_engine(make_model(n_layer=1, n_head=num_heads))
     for seed in range(8):
         engine.add_request(ask(make_prompt(200, seed=seed), max_new_tokens=2))
     engine.step()
     assert engine.last_step is not None
     assert sum(row.num_tokens for row in engine.last_step.rows) == most
+
+
+def test_where_something_ran_before_prompts_are_read_in_smaller_steps():
+    engine = make_engine(make_model(), max_num_seqs=16)
+    for seed in range(9):
+        engine.add_request(ask(make_prompt(200, seed=seed), max_new_tokens=1))
+    found = []
+    while engine.has_work:
+        engine.step()
+        assert engine.last_step is not None
+        found.append(sum(row.num_tokens for row in engine.last_step.rows))
+    assert found[0] == 1024
+    assert found[1:]
+    assert max(found[1:]) <= 512
 
 
 def test_a_long_prompt_does_not_hold_up_rows_that_decode():

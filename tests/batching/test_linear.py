@@ -113,12 +113,12 @@ def distance(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("size", SIZES)
 def test_our_half_precision_products_are_nearer_than_bfloat16_can_tell(size, activation):
     weight, bias, x = make_layer(*size)
-    layer = layer_of_halves(weight, bias, activation)
     exact = make_linear(weight.float(), bias.float(), activation)(x.float())
-    assert distance(layer(x), exact).max() < distance(exact.bfloat16(), exact).min()
-    rounded = layer_of_halves(weight, bias, activation, torch.bfloat16)
-    torch.testing.assert_close(rounded(x), layer(x).bfloat16(), rtol=0, atol=2e-2)
-    assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
+    rounding = distance(exact.bfloat16(), exact)
+    for dtype, most in ((torch.float32, rounding.min()), (torch.bfloat16, 2 * rounding.max())):
+        layer = layer_of_halves(weight, bias, activation, dtype)
+        assert distance(layer(x).float(), exact).max() < most
+        assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "rows are independent"
 
 
 @needs_halves
@@ -131,10 +131,21 @@ def test_halves_reach_as_far_as_bfloat16_does():
     found = layer_of_halves(weight * sizes[:, None].bfloat16(), None)(x) / sizes
     exact = F.linear(x.double(), weight.double())
     assert distance(found, exact).max() < distance(exact.bfloat16(), exact).min()
+    # Each scale alone brings what the other has taken.
+    far, near = torch.full((1, 768), 2.0**120).bfloat16(), torch.full((1, 768), 2.0**-30).bfloat16()
+    assert distance(layer_of_halves(near, None)(far), F.linear(far.double(), near.double())).max() < 1e-2
     smallest, largest = torch.full((1, 768), 2.0**-100).bfloat16(), torch.full((1, 768), 2.0**125).bfloat16()
     layer = layer_of_halves(weight, None)
     for extreme in (smallest, largest):
         assert distance(layer(extreme), F.linear(extreme.double(), weight.double())).max() < 1e-2
+
+
+@needs_halves
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_halves_can_be_summed(dtype):
+    weight, x = torch.full((3, 64), 2040 / 2**16).bfloat16(), torch.full((2, 64), -255 / 2**9).bfloat16()
+    found = layer_of_halves(weight, None, dtype=dtype)(x)
+    torch.testing.assert_close(found.double(), F.linear(x.double(), weight.double()), rtol=5e-3, atol=0)
 
 
 @needs_halves

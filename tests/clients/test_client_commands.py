@@ -94,8 +94,10 @@ def test_task_shows_its_versions_with_their_shares_and_its_defaults(fake, run):
     fake.will_answer(200, TASK | {"versions": versions, "traffic": {"1": 1, "2": 3}, "config": config})
     lines = run(cli.task, "e2e").stdout.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
-    assert [row[:2] for row in rows] == [["1", "25%, of another backbone"], ["2", "75%, a damaged file"]]
-    assert lines[-3:] == [
+    assert [row[:2] for row in rows] == [["1", "25 %"], ["2", "75 %"]]
+    assert lines[-5:] == [
+        "version 1: made for another backbone",
+        "version 2: a damaged file",
         "description: [b]rhymes\N{REPLACEMENT CHARACTER}",
         "prompt template: '{inputs}\\n'",
         'parameters: {"seed": 1}',
@@ -123,7 +125,14 @@ def test_task_changes_all_that_is_named_at_once(fake, run):
 
 
 @pytest.mark.parametrize(
-    "given", [["--traffic", "1"], ["--traffic", "1=much"], ["--parameters", "seed=7"], ["--parameters", "[7]"]]
+    "given",
+    [
+        ["--traffic", "1"],
+        ["--traffic", "1=much"],
+        ["--traffic", "1=1", "--traffic", "1=2"],
+        ["--parameters", "seed=7"],
+        ["--parameters", "[7]"],
+    ],
 )
 def test_task_sends_nothing_that_it_cannot_read(fake, run, given):
     result = run(cli.task, "e2e", *given)

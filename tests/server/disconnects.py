@@ -34,7 +34,7 @@ class HeldEngine(Engine):
     def __init__(self, model: Path, max_num_seqs: int = 1) -> None:
         super().__init__(Backbone.from_model(GPT2LMHeadModel.from_pretrained(model)), max_num_seqs)
         self.before_step = Gate()
-        self._scheduler._max_prefill_tokens = PIECE
+        self._scheduler._max_prefill_tokens = self._scheduler._max_first_prefill_tokens = PIECE
 
     def step(self) -> list[Output]:
         self.before_step()
