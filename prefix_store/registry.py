@@ -65,6 +65,7 @@ class Registry:
         task_id: str,
         upload: Upload,
         *,
+        damage_of: Callable[[TaskVersion], str | None] = lambda version: None,
         serve: bool = True,
         if_match: str | None = None,
         if_none_match: bool = False,
@@ -73,8 +74,9 @@ class Registry:
 
         It gets all requests from then on; without `serve` the version is kept and who gets them stays as it is, but
         for a new task, which serves its first. A version that was quarantined is released by its own bytes, upload and
-        native file: what else these were compiled to is a new version. Raises
-        `PreconditionFailed`, where `if_none_match` wants that there is no such task, and `QuotaExceeded`.
+        native file: what else these were compiled to is a new version. So it is where `damage_of` says that the old
+        version's files are damaged, which is quarantined then. All of it or nothing: also where `damage_of` raises.
+        Raises `PreconditionFailed`, where `if_none_match` wants that there is no such task, and `QuotaExceeded`.
         """
         with self._database.writing() as connection:
             lock_name(connection, "task", tenant, task_id)
@@ -84,6 +86,9 @@ class Registry:
                 raise PreconditionFailed("no task", served_sha256)
             _check_match(if_match, served_sha256)
             same = self._find_same(connection, tenant, task_id, upload)
+            while same is not None and (damage := damage_of(version_of(same, self._fingerprint))):
+                change(connection, versions, same, quarantined=damage)
+                same = self._find_same(connection, tenant, task_id, upload)
             if task is None or same is None:
                 return self._publish_new(connection, tenant, task_id, upload, task, serve)
             is_alone = same.version == task.served_version and task.traffic is None

@@ -157,18 +157,26 @@ class PrefixStore:
             written = self._names.files_of(facts)
             for file in written:
                 self._write(tenant, file, bodies[file.sha256])
+            damages: list[str | None] = []
+
+            def damage_of(found: TaskVersion) -> str | None:
+                damages.append(self._damage_beyond(bodies, tenant, found))
+                # Where the same bytes turn out to be there already, they repair a damaged file.
+                for file in self._names.files_of(found):
+                    if file not in written and file.sha256 in bodies:
+                        self._blobs.repair(tenant, file.name, bodies[file.sha256])
+                return damages[-1]
+
             published = self._registry.publish(
-                tenant, task_id, facts, serve=serve, if_match=if_match, if_none_match=if_none_match
+                tenant,
+                task_id,
+                facts,
+                damage_of=damage_of,
+                serve=serve,
+                if_match=if_match,
+                if_none_match=if_none_match,
             )
-            if damage := self._damage_beyond(bodies, tenant, published.version):
-                found = published.version
-                self._registry.quarantine(tenant, task_id, found.version, damage, found.native_sha256)
-                self.num_quarantines += 1
-                published = self._registry.publish(tenant, task_id, facts, serve=serve)
-            # Where the same bytes turn out to be there already, they repair a damaged file.
-            for file in self._names.files_of(published.version):
-                if file not in written and file.sha256 in bodies:
-                    self._blobs.repair(tenant, file.name, bodies[file.sha256])
+            self.num_quarantines += sum(damage is not None for damage in damages)
             if serve:
                 self._pointers.put((tenant, task_id), Pointer(tenant, published.version, published.config))
             else:

@@ -18,6 +18,7 @@ from prefix_store.errors import (
     InvalidTaskId,
     OutOfSpace,
     PreconditionFailed,
+    QuotaExceeded,
     StaleVersion,
     StoreUnavailable,
     UnknownTask,
@@ -27,6 +28,7 @@ from prefix_store.pointers import ServedPointers
 from prefix_store.registry import Registry
 from prefix_store.store import PrefixStore
 from prefix_store.tasks import Published, TaskConfig
+from prefix_store.tenants import Tenant, TenantLimits
 from tests.prefix_store.durability import Child
 from tests.prefix_store.homes import Home, flip_a_bit, in_a_directory, key_of
 from tests.prefix_store.support import BACKBONE, OTHER_BACKBONE, keys_and_values, native_file, publish
@@ -486,3 +488,42 @@ def test_ping_tells_when_the_store_is_gone(store: PrefixStore, tmp_path: Path) -
     (tmp_path / "registry.sqlite3").mkdir()
     with pytest.raises(StoreUnavailable):
         store.ping()
+
+
+def publish_otherwise_compiled(store: PrefixStore, tenant: str, seed: int) -> Published:
+    """The text of version 1, compiled to another native file than it was."""
+    foreign = {"kind": "text", "num_virtual_tokens": 3, "backbone_checked": True}
+    return store.publish(tenant, "poet", upload=b"one", native=native_file(seed), **foreign)
+
+
+def test_an_upload_that_fails_at_an_older_versions_file_leaves_the_task_as_it_was(
+    store: PrefixStore, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_otherwise_compiled(store, "default", seed=1)
+    publish(store, "poet", seed=2)
+    publish(store, "poet", seed=3)
+    store.patch("default", "poet", traffic={2: 0.5, 3: 0.5})
+    before, files = store.task("default", "poet"), home.files()
+
+    def break_down(tenant: str, name: str) -> bytes:
+        raise StoreUnavailable("reading: Input/output error")
+
+    with monkeypatch.context() as outage, pytest.raises(StoreUnavailable):
+        outage.setattr(store._blobs, "read", break_down)
+        publish_otherwise_compiled(store, "default", seed=4)
+    assert (store.task("default", "poet"), home.files()) == (before, files)
+    assert publish_otherwise_compiled(store, "default", seed=4).version.version == 1
+
+
+def test_an_upload_past_the_quota_quarantines_nothing(store: PrefixStore, home: Home) -> None:
+    num_bytes = 2 * len(native_file(1)) + len(b"one")
+    store.tenants.add_tenant(Tenant(name="acme", limits=TenantLimits(max_bytes=num_bytes)))
+    publish_otherwise_compiled(store, "acme", seed=1)
+    publish(store, "poet", seed=2, tenant="acme")
+    before = store.task("acme", "poet")
+    damaged = store._names.native_file(before.versions[0]).name
+    home.write(next(key for key in home.files() if key.endswith(damaged)), b"damaged")
+    with pytest.raises(QuotaExceeded):
+        publish_otherwise_compiled(store, "acme", seed=4)
+    assert (store.task("acme", "poet"), store.num_quarantines) == (before, 0)
+    assert store.get("acme", "poet").version == 2
