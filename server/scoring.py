@@ -15,7 +15,7 @@ from server.reading import Sample
 from server.rows import finite
 from server.schemas import GenerateParameters, ScoreBody
 from server.services import Services
-from server.text import Tokenizer, render
+from server.text import Tokenizer, ends_with_its_own, render
 
 # The prompt's log-probabilities come with a first new token; the likeliest token at each place tells what is greedy.
 PARAMETERS = GenerateParameters(max_new_tokens=1, details=True, decoder_input_details=True, top_n_tokens=1)
@@ -36,21 +36,23 @@ async def prepare_scoring(services: Services, caller: Caller, body: ScoreBody) -
     asked = await find_asked(services, caller, body.task_id)
     inputs = body.inputs or ""
     context = render(asked.prompt_template, inputs)
-    pairs = await _encode_pairs(services, context, body.continuations)
+    num_kept = len(context) if ends_with_its_own(asked.prompt_template) else len(context.rstrip())
+    pairs = await _encode_pairs(services, context, num_kept, body.continuations)
     prompts = [Prompt(inputs, before + own) for before, own in pairs]
     num_tokens = [len(own) for _, own in pairs]
     return Scoring(plan(services, caller, asked, PARAMETERS, prompts, has_scores=False), num_tokens)
 
 
-async def _encode_pairs(services: Services, context: str, continuations: Sequence[str]) -> list[Pair]:
+async def _encode_pairs(services: Services, context: str, num_kept: int, continuations: Sequence[str]) -> list[Pair]:
     """Both are tokenized together, and as many tokens as the context alone has are its: lm-evaluation-harness' way
     (`_encode_pair`).
 
-    Spaces at the context's end go to the continuation, where GPT-2's tokens have them. An empty context is the
-    end-of-text token. A continuation that would end within the context's last token is tokenized alone: with no tokens
-    of its own it would be the likeliest of all.
+    Of the context the first `num_kept` characters are its: spaces at the end of a caller's text go to the continuation,
+    where GPT-2's tokens have them, and those that end a template do not. An empty context is the end-of-text token. A
+    continuation that would end within the context's last token is tokenized alone: with no tokens of its own it would
+    be the likeliest of all.
     """
-    kept = context.rstrip()
+    kept = context[:num_kept]
     if not kept:
         return [((services.backbone.eos_token_id,), await tokenize(services, context + text)) for text in continuations]
     before = await tokenize(services, kept)
@@ -60,7 +62,7 @@ async def _encode_pairs(services: Services, context: str, continuations: Sequenc
         if len(whole) > len(before):
             pairs.append((whole[: len(before)], whole[len(before) :]))
         else:
-            pairs.append((before, await tokenize(services, context[len(kept) :] + text)))
+            pairs.append((before, await tokenize(services, context[num_kept:] + text)))
     return pairs
 
 

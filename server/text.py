@@ -136,6 +136,11 @@ def render(template: str | None, inputs: str) -> str:
     return inputs if template is None else template.replace(INPUTS_PLACE, inputs)
 
 
+def ends_with_its_own(template: str | None) -> bool:
+    """Whether a template puts something behind `inputs`."""
+    return template is not None and not template.endswith(INPUTS_PLACE)
+
+
 def _num_begun(text: str, stop: str) -> int:
     """How many characters at the end of `text` are the beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)

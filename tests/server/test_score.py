@@ -75,10 +75,22 @@ def test_a_tasks_template_and_version_are_used(server: Running) -> None:
     assert answer.headers["x-prompt-tokens"] == str(len("ab:c") + len("ab:de"))
 
 
+def test_what_ends_a_template_is_read_and_not_scored(server: Running) -> None:
+    server.upload("judge")
+    server.http.patch("/tasks/judge", json={"config": {"prompt_template": "{inputs} =\n"}})
+    for inputs in ("ab", "ab ", ""):
+        (each,) = score(server, inputs, ["ab ="], task_id="judge", details=True)
+        assert "".join(token["text"] for token in each["tokens"]) == "ab ="
+    server.http.patch("/tasks/judge", json={"config": {"prompt_template": "= {inputs}"}})
+    (each,) = score(server, "ab ", ["c"], task_id="judge", details=True)
+    assert [token["text"] for token in each["tokens"]] == [" ", "c"]
+
+
 @pytest.mark.parametrize(
     ("status", "fields"),
     [
         (404, {"task_id": "nobody"}),
+        (422, {"parameters": {"adapter_id": "judge"}}),
         (422, {"continuations": []}),
         (422, {"continuations": [""]}),
         (422, {"continuations": ["a"] * 65}),
