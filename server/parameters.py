@@ -140,7 +140,8 @@ def _schema_of(given: JsonGrammar | JsonSchemaGrammar | JsonObjectFormat | JsonS
     if isinstance(given, JsonGrammar):
         return json.loads(given.value) if isinstance(given.value, str) else given.value
     if isinstance(given, JsonObjectFormat):
-        return ANY_OBJECT if given.json_schema is None else given.json_schema
+        schema = given.value if given.json_schema is None else given.json_schema
+        return ANY_OBJECT if schema is None else schema
     named = given.value if isinstance(given, JsonSchemaGrammar) else given.json_schema
     return ANY_OBJECT if named.json_schema is None else named.json_schema
 

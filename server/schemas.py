@@ -95,10 +95,12 @@ class JsonGrammar(Strict):
     value: JsonSchema | str
 
 
-class NamedSchema(Strict):
-    """Without a schema, any object."""
+class NamedSchema(Closed):
+    """Without a schema, any object. One that stands in its place is refused: passed over, it would be any object."""
 
     name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
     json_schema: Annotated[JsonSchema | None, Field(alias="schema")] = None
 
 
@@ -113,11 +115,12 @@ class TextFormat(Strict):
     type: Literal["text"]
 
 
-class JsonObjectFormat(Strict):
-    """Any JSON object; LoRAX's clients send a schema with it."""
+class JsonObjectFormat(Closed):
+    """Any JSON object; others' clients send a schema with it, LoRAX's as `schema`, huggingface_hub's as `value`."""
 
     type: Literal["json_object"]
     json_schema: Annotated[JsonSchema | None, Field(alias="schema")] = None
+    value: JsonSchema | None = None
 
 
 class JsonSchemaFormat(Strict):
@@ -236,7 +239,7 @@ class ScoreBody(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_names(cls, given: object) -> object:
-        return refuse_other_names(given)
+        return refuse_other_names(refuse_unsupported(given, {"parameters": {}}))
 
 
 class TaskParameters(Closed, TextParameters):

@@ -32,6 +32,18 @@ TokenIdLists = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_REQU
 StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 
+# What would change the text elsewhere, with what would not: passed over, the answer would not be what was asked for.
+OF_OUR_DIALECT: Mapping[str, object] = {
+    **dict.fromkeys(("task_id", "adapter_id", "max_new_tokens", "do_sample", "truncate", "grammar"), None),
+    **{"top_k": 0, "repetition_penalty": 1, "num_beams": 1, "best_of": 1, "min_new_tokens": 0, "early_stopping": False},
+    **{"typical_p": 1, "watermark": False},
+}
+OF_VLLMS_DIALECT: Mapping[str, object] = {
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), None),
+    **{"min_p": 0, "min_tokens": 0, "stop_token_ids": [], "ignore_eos": False, "use_beam_search": False},
+}
+
+
 class StreamOptions(Strict):
     include_usage: bool | None = None
 
@@ -39,7 +51,13 @@ class StreamOptions(Strict):
 class SampledBody(Strict):
     """What completions and chats have in common. Null is as if left out."""
 
-    UNSUPPORTED: ClassVar[Mapping[str, object]] = {"frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}}
+    UNSUPPORTED: ClassVar[Mapping[str, object]] = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        **OF_OUR_DIALECT,
+        **OF_VLLMS_DIALECT,
+    }
 
     model: Annotated[str, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = None
@@ -56,7 +74,8 @@ class SampledBody(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, given: object) -> object:
-        return refuse_unsupported(given, cls.UNSUPPORTED)
+        unsupported = {name: cls.UNSUPPORTED[name] for name in cls.UNSUPPORTED.keys() - cls.model_fields.keys()}
+        return refuse_unsupported(given, unsupported)
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:

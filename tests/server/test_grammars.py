@@ -84,6 +84,7 @@ def test_every_way_to_say_a_schema_says_the_same(server: Running) -> None:
         {"grammar": {"type": "json", "value": json.dumps(SCHEMA)}},
         {"grammar": {"type": "json_schema", "value": {"name": "toy", "schema": SCHEMA}}},
         {"response_format": {"type": "json_object", "schema": SCHEMA}},
+        {"response_format": {"type": "json_object", "value": SCHEMA}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "toy", "schema": SCHEMA}}},
     ]
     texts = {generate(server, **way)["generated_text"] for way in ways}
@@ -203,6 +204,19 @@ def test_a_grammar_that_would_take_for_ever_is_refused_and_not_tried_again(serve
         error = server.generate("x", status=422, grammar={"type": "json", "value": slow("for ever")})
         assert "too long to compile" in error["error"]
     assert re.fullmatch(REGEX, generate(server, grammar=IS_GOOD)["generated_text"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "json_schema", "json_schema": SCHEMA},
+        {"type": "json_object", "json_schema": {"schema": SCHEMA}},
+        {"type": "json_object", "properties": SCHEMA["properties"]},
+    ],
+)
+def test_a_schema_in_the_wrong_place_is_refused_and_not_passed_over(server: Running, wrong: dict[str, Any]) -> None:
+    assert "response_format" in server.generate("x", status=422, response_format=wrong)["error"]
+    assert ask_openai(server, "completions", prompt="x", response_format=wrong).status_code == 422
 
 
 def test_openai_routes_name_the_parameter_that_is_wrong(server: Running) -> None:

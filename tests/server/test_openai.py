@@ -301,6 +301,26 @@ def test_bodies_are_read_as_strictly_as_ours(server: Running, status: int, code:
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    "of_another_dialect",
+    [
+        {"top_k": 5}, {"repetition_penalty": 1.5}, {"grammar": {"type": "regex", "value": "a"}}, {"guided_regex": "a"},
+        {"adapter_id": "poet"}, {"max_new_tokens": 3}, {"min_tokens": 2}, {"typical_p": 0.5},
+    ],
+)  # fmt: skip
+def test_what_would_change_the_text_elsewhere_is_refused_and_not_passed_over(
+    server: Running, of_another_dialect: dict[str, Any]
+) -> None:
+    (name,) = of_another_dialect
+    assert name in complete(server, "ab", status=422, **of_another_dialect)["error"]["message"]
+
+
+def test_what_changes_nothing_is_passed_over(server: Running) -> None:
+    neutral = {"top_k": 0, "repetition_penalty": 1.0, "min_p": 0.0, "guided_json": None, "a_newer_field": 7}
+    assert complete(server, "ab", **neutral)["choices"][0]["text"] == "ab"
+    assert complete(server, "ab", best_of=2, temperature=1)["choices"][0]["text"] == "ab"
+
+
 def test_routes_that_are_not_there_answer_in_openais_form(server: Running) -> None:
     assert server.http.post("/v1/embeddings", json={}).json()["error"]["code"] == "not_found"
     wrong_method = server.http.get("/v1/completions")

@@ -1533,7 +1533,7 @@ export interface components {
         };
         /**
          * JsonObjectFormat
-         * @description Any JSON object; LoRAX's clients send a schema with it.
+         * @description Any JSON object; others' clients send a schema with it, LoRAX's as `schema`, huggingface_hub's as `value`.
          */
         JsonObjectFormat: {
             /**
@@ -1546,6 +1546,13 @@ export interface components {
              * @default null
              */
             schema?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Value
+             * @default null
+             */
+            value?: {
                 [key: string]: unknown;
             } | null;
         };
@@ -1635,7 +1642,7 @@ export interface components {
         };
         /**
          * NamedSchema
-         * @description Without a schema, any object.
+         * @description Without a schema, any object. One that stands in its place is refused: passed over, it would be any object.
          */
         NamedSchema: {
             /**
@@ -1643,6 +1650,16 @@ export interface components {
              * @default null
              */
             name?: string | null;
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /**
+             * Strict
+             * @default null
+             */
+            strict?: boolean | null;
             /**
              * Schema
              * @default null
