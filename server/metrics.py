@@ -22,6 +22,7 @@ from prefix_store.store import PrefixStore
 from server.async_engine import AsyncEngine
 from server.collectors import EngineCollector, StoreCollector
 from server.engine_messages import Pulse
+from server.stream import Outcome
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 FAST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -40,7 +41,9 @@ class Metrics:
             "request_seconds", "From the request to the end of its answer", SLOW_SECONDS
         )
         self.streams = self._counter("streams", "Streams that had begun, by their end", "outcome")
-        self.queue_seconds = self._histogram("queue_seconds", "From the request to its slot", SLOW_SECONDS)
+        for outcome in Outcome:
+            self.streams.labels(outcome)  # of a series that begins with its first error no alert sees that one
+        self.queue_seconds = self._histogram("queue_seconds", "From the engine's queue to a slot", SLOW_SECONDS)
         self.first_token_seconds = self._histogram(
             "time_to_first_token_seconds", "From the request to its first token", SLOW_SECONDS
         )

@@ -35,11 +35,13 @@ class Reading:
     """The rows of one request while they run."""
 
     def __init__(self, services: Services, samples: Sequence[Sample], *, is_streaming: bool) -> None:
-        """`is_streaming`: each token is to be written as it comes; else there is nothing to do before the end."""
+        """Made when the rows are submitted. `is_streaming`: each token is to be written as it comes; else there is
+        nothing to do before the end."""
         self._services = services
         self._samples = {sample.request.request_id: sample for sample in samples}
         self._is_streaming = is_streaming
         self._added: Added = {}
+        self._submitted_at = time.monotonic()
         self.num_open = len(samples)
 
     def read(self, letter: Letter) -> bool:
@@ -52,13 +54,13 @@ class Reading:
         was_queued, num_before = row.admitted_at is None, row.num_tokens
         row.read(letter)
         if was_queued:
-            waited = letter.admitted_at - sample.generation.caller.arrived_at
-            self._services.metrics.queue_seconds.observe(max(0.0, waited))
+            self._services.metrics.queue_seconds.observe(max(0.0, letter.admitted_at - self._submitted_at))
         if row.num_tokens > num_before:
             self._time(sample)
             if self._is_streaming:
                 self._added.setdefault(sample, []).extend(row.tokens[num_before:])
         if row.finish_reason is not None:
+            row.ended_at = time.monotonic()
             self.num_open -= 1
             self._services.engine.abort(letter.request_id)  # the engine knows nothing of stop strings
         return bool(self._added) or self.num_open == 0
@@ -97,7 +99,7 @@ class Reading:
         used = Usage(
             prompt_tokens=num_prompt_tokens,
             generated_tokens=num_generated_tokens,
-            seconds=time.monotonic() - admitted_at,
+            seconds=(row.ended_at or time.monotonic()) - admitted_at,
         )
         caller = generation.caller
         for part in generation.asked.parts:

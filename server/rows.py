@@ -45,6 +45,7 @@ class Row:
         self.admitted_at: float | None = None
         self.first_token_at: float | None = None  # when it was read
         self.last_token_at: float | None = None
+        self.ended_at: float | None = None
         self.steps = (0, 0)
 
     @property
@@ -80,6 +81,7 @@ class Row:
         Raises `GenerationFailed`, `NotFinite` among it, where the engine failed this row, `Unavailable` where it gave
         it up.
         """
+        self.admitted_at = output.admitted_at or None  # it may have failed in its very first step, or in no slot
         if output.finish_reason is FinishReason.ERROR:
             error = output.error or "the engine failed this row"
             if output.not_finite_row is not None:
@@ -87,7 +89,6 @@ class Row:
             raise GenerationFailed(error)
         if output.finish_reason is FinishReason.ABORT:
             raise Unavailable("the engine gave this request up")
-        self.admitted_at = output.admitted_at
         self.steps = (output.first_step, output.step)
         self.prompt_logprobs = self.prompt_logprobs or output.prompt_logprobs
         self._token_ids += output.new_token_ids

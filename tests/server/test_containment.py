@@ -20,7 +20,7 @@ from prefix_store.tasks import Served, TaskConfig
 from prefix_store.tenants import Tenant
 from server.failure_watch import FailureWatch
 from tests.server.conftest import Guarded, Running, prefix_file
-from tests.server.fakes import EchoEngine, FakeRow
+from tests.server.fakes import EchoEngine, FakeRow, Gate
 
 Start = Callable[..., Running]
 FAILING, RAISING = "\x07", "\x06"  # the hand-written engine fails a row at these tokens
@@ -144,6 +144,38 @@ def test_what_a_tenant_used_is_written_down_by_task_and_told_to_it_alone(
     assert house.ask("other/generate", "GET", "/usage").json() == {"usage": []}
     told = house.ask("other/operator", "GET", "/admin/usage?tenant=acme").json()["usage"]
     assert {each["task_id"] for each in told} == {"poet", "base"}
+    assert house.ask("other/operator", "GET", "/admin/usage?tenant=acmee").status_code == 404
+    assert house.ask("acme/operator", "GET", "/admin/usage?tenant=default").json() == {"usage": []}
+
+
+def test_a_row_that_fails_in_its_first_step_has_read_its_prompt(start_guarded: Callable[..., Guarded]) -> None:
+    house = start_guarded(Tenant(name="acme"))
+    assert house.ask("acme/generate", "POST", "/generate", json={"inputs": RAISING + "b"}).status_code == 424
+    house.server.services.store.usage.flush()
+    (used,) = house.ask("acme/generate", "GET", "/usage").json()["usage"]
+    assert (used["requests"], used["prompt_tokens"], used["generated_tokens"]) == (1, 2, 0)
+
+
+def test_a_row_that_has_ended_uses_no_more_seconds_while_its_mates_go_on(start_guarded: Callable[..., Guarded]) -> None:
+    gate = Gate()
+    house = start_guarded(Tenant(name="acme"), engine=EchoEngine(before_step=gate))
+    body = {"model": "base", "prompt": ["", "ab"]}
+    thread = threading.Thread(
+        target=house.ask, args=("acme/generate", "POST", "/v1/completions"), kwargs={"json": body}
+    )
+    started_at = time.monotonic()
+    thread.start()
+    gate.wait_until_held()
+    gate.allow(1)  # in which the first prompt's row ends
+    gate.wait_until_held()
+    time.sleep(0.3)
+    gate.open()
+    thread.join()
+    seconds = time.monotonic() - started_at
+    house.server.services.store.usage.flush()
+    (used,) = house.ask("acme/generate", "GET", "/usage").json()["usage"]
+    assert (used["prompt_tokens"], used["generated_tokens"]) == (1 + 2, 1 + 3)
+    assert used["seconds"] < 2 * seconds - 0.3
 
 
 def test_a_task_tells_what_the_callers_tenant_used_of_it(start_guarded: Callable[..., Guarded]) -> None:
