@@ -61,6 +61,8 @@ def restore(path: Path, into: Path) -> Copied:
         raise UnsuitablePlace(
             f"{path} is no backup but the copy of a store in use; name a copy of it as --store itself"
         )
+    if not (path / REGISTRY).exists():
+        raise UnsuitablePlace(f"{path} is no backup: it has no {REGISTRY}")
     with os_errors(f"restoring {path} to {into}"), _whole(into) as copy:
         write_durably(copy / REGISTRY, (path / REGISTRY).read_bytes())
         num_files, damaged = 0, []

@@ -1,6 +1,7 @@
 """What the operator's routes work on, and the audit log that every change is put into. Knows no route."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -8,6 +9,7 @@ from fastapi import Request
 from prefix_store.home import Place
 from prefix_store.prefix import BackboneShape, BackboneSpec
 from prefix_store.store import PrefixStore
+from prefix_store.upkeep import Damage
 from server.access import principal_of
 from server.audit import AuditLog
 from server.http import request_id_of
@@ -18,8 +20,11 @@ NO_BACKBONE = BackboneSpec("", BackboneShape(n_layer=1, n_head=1, head_dim=1, n_
 
 @dataclass(frozen=True, slots=True)
 class Administration:
+    """`tell` is told of all damage that a look at the whole store has found."""
+
     store: PrefixStore
     audit: AuditLog
+    tell: Callable[[Sequence[Damage]], None]
 
 
 def administration_of(request: Request) -> Administration:

@@ -8,6 +8,7 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
@@ -34,7 +35,7 @@ from server.first_key import write_first_key
 from server.grammars import Grammars
 from server.heap import give_back_large_blocks
 from server.http import answer_errors
-from server.inspection import store_inspected
+from server.inspection import store_inspected, tell_all
 from server.lifecycle import Lifecycle
 from server.limits import Limits
 from server.live import Live
@@ -130,7 +131,8 @@ def create_app(
             services = app.state.services = _connect(settings, loaded, log or make_logger())
             stack.callback(services.loads.close)
             audit = AuditLog.of(settings.store, services.log)
-            app.state.administration = Administration(loaded.store, audit)
+            tell = partial(tell_all, services.log, services.metrics.num_damaged)
+            app.state.administration = Administration(loaded.store, audit, tell)
             app.state.access = Access(loaded.store.tenants, None if loaded.has_keys else LOCAL)
             await stack.enter_async_context(books_kept(services.store, services.log))
             await stack.enter_async_context(store_inspected(services.store, services.log, services.metrics.num_damaged))

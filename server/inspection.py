@@ -7,7 +7,7 @@ cannot be read is not; here both are told.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from prometheus_client import Gauge
 from structlog.typing import FilteringBoundLogger
@@ -39,7 +39,8 @@ async def _inspect_for_ever(store: PrefixStore, log: FilteringBoundLogger, num_d
         num_found = 0
         try:
             if not has_scanned:
-                num_damaged.set(await _scan(store, log))
+                # Names, sizes and records, which takes a second for ten thousand tasks.
+                tell_all(log, num_damaged, await asyncio.to_thread(store.upkeep.scan))
                 has_scanned = True
             found = store.upkeep.verify_each()
             while (damage := await asyncio.to_thread(next, found, END)) is not END:
@@ -53,12 +54,11 @@ async def _inspect_for_ever(store: PrefixStore, log: FilteringBoundLogger, num_d
         await asyncio.sleep(ROUND_INTERVAL)
 
 
-async def _scan(store: PrefixStore, log: FilteringBoundLogger) -> int:
-    """Names, sizes and records, which takes a second for ten thousand tasks; returns how much is damaged."""
-    found = await asyncio.to_thread(store.upkeep.scan)
+def tell_all(log: FilteringBoundLogger, num_damaged: Gauge, found: Sequence[Damage]) -> None:
+    """What a look at the whole store has found."""
     for damage in found:
         _tell(damage, log)
-    return len(found)
+    num_damaged.set(len(found))
 
 
 def _tell(damage: Damage, log: FilteringBoundLogger) -> None:

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
 from prefix_store.backup import Copied
-from prefix_store.tenants import ApiKey, Scope, Tenant, TenantLimits
+from prefix_store.tenants import LOCAL_TENANT, ApiKey, Scope, Tenant, TenantLimits
 from server.access import Needs
 from server.admin_schemas import (
     BackupAnswer,
@@ -111,14 +111,23 @@ async def revoke_key(request: Request, key_id: str) -> Response:
 @router.get("/usage", responses={200: {"model": UsageAnswer}, **READING})
 async def usage(request: Request, tenant: TenantName) -> Response:
     """By task and day, as far as it is written down, which it is every few seconds."""
-    ledger = administration_of(request).store.usage
-    return await asyncio.to_thread(lambda: _json(daily_usage(ledger.by_day(tenant))))
+    store = administration_of(request).store
+
+    def write() -> Response:
+        used = store.usage.by_day(tenant)
+        if not used and tenant != LOCAL_TENANT:
+            store.tenants.tenant(tenant)  # raises where there is none: a mistyped name has not used nothing
+        return _json(daily_usage(used))
+
+    return await asyncio.to_thread(write)
 
 
 @router.post("/verify", responses={200: {"model": VerifyAnswer}, **READING, **errors(507)})
 async def verify(request: Request) -> Response:
     """Read every stored file and record; versions whose file is damaged are quarantined."""
-    found = await asyncio.to_thread(administration_of(request).store.upkeep.verify)
+    administration = administration_of(request)
+    found = await asyncio.to_thread(administration.store.upkeep.verify)
+    administration.tell(found)
     await note(request, "store.verify", num_damaged=len(found))
     return _json(VerifyAnswer(damage=[DamageAnswer(where=each.where, what=each.what) for each in found]))
 

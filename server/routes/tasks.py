@@ -47,7 +47,8 @@ from server.uploads import Candidate, Conditions, max_upload_bytes, publish, rea
 
 router = APIRouter(prefix="/tasks", tags=["tasks"])
 
-MAY_UPLOAD = [Depends(Needs(Scope.TASKS)), Depends(no_key_twice)]  # uploads have a limit of their own
+needs_tasks = Needs(Scope.TASKS)
+MAY_UPLOAD = [Depends(needs_tasks), Depends(no_key_twice)]  # uploads have a limit of their own
 MAY_READ = [Depends(Needs()), Depends(counted), Depends(no_key_twice)]
 MAY_CHANGE = [*MAY_UPLOAD, Depends(counted)]
 
@@ -81,6 +82,7 @@ async def upload(request: Request, task_id: str, serve: bool = True) -> Response
         conditions = _conditions(request)
         candidate = await _read_candidate(request, services, caller)
         await unless_disconnected(request, try_out(services, caller, candidate))
+        await needs_tasks(request)  # the key may have been revoked since the head came, a minute ago
         published = await publish(services, caller, task_id, candidate, conditions, serve)
     version = published.version
     await note(request, "task.upload", task_id=task_id, version=version.version, sha256=version.sha256, serve=serve)

@@ -465,6 +465,12 @@ def test_a_copy_of_a_store_in_use_is_no_backup(store: PrefixStore, tmp_path: Pat
         restore(tmp_path, tmp_path.parent / "restored")
 
 
+def test_a_folder_without_a_registry_is_no_backup(tmp_path: Path) -> None:
+    with pytest.raises(UnsuitablePlace, match="it has no registry"):
+        restore(tmp_path, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
 @in_a_directory
 def test_what_is_damaged_in_a_backup_is_left_out_and_told(store: PrefixStore, home: Home, tmp_path: Path) -> None:
     for seed, task_id in enumerate(["poet", "clerk", "unreadable"]):

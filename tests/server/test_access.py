@@ -180,6 +180,21 @@ def test_a_revoked_key_is_refused_from_now_on(house: Guarded) -> None:
     assert house.server.http.get("/info", headers=headers).status_code == 401
 
 
+def test_a_key_that_is_revoked_while_a_file_comes_publishes_nothing(house: Guarded) -> None:
+    tenants = house.server.services.store.tenants
+    key, secret = tenants.create_key("acme", [Scope.TASKS])
+
+    def body() -> Iterator[bytes]:
+        file = prefix_file()
+        yield file[:100]
+        tenants.revoke_key(key.key_id)
+        yield file[100:]
+
+    headers = {"authorization": f"Bearer {secret}", "content-type": "application/octet-stream"}
+    assert house.server.http.put("/tasks/late", content=body(), headers=headers).status_code == 401
+    assert house.ask("acme/tasks", "GET", "/tasks/late").status_code == 404
+
+
 def test_a_tenants_weight_goes_to_the_engine(start_guarded: Callable[..., Guarded]) -> None:
     gate = Gate()
     house = start_guarded(ACME, engine=EchoEngine(before_step=gate))
