@@ -57,6 +57,14 @@ def test_its_service_cannot_set_its_port(pod: dict[str, Any]) -> None:
 
 def test_it_has_longer_to_end_than_it_drains(pod: dict[str, Any]) -> None:
     assert pod["terminationGracePeriodSeconds"] >= 40
+    patient = pod_of(render("settings.drain_notice=7.5", "settings.drain_timeout=120"))
+    assert patient["terminationGracePeriodSeconds"] == 8 + 120 + 10
+    names = [each["name"] for each in patient["containers"][0]["env"]]
+    assert len(names) == len(set(names))
+    assert (environment(patient)["POLYPREFIX_DRAIN_NOTICE"], environment(pod)["POLYPREFIX_DRAIN_NOTICE"]) == (
+        "7.5",
+        "5",
+    )
     assert pod["containers"][0]["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert pod["containers"][0]["livenessProbe"]["httpGet"]["path"] == "/health"
 
