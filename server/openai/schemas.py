@@ -74,7 +74,7 @@ class SampledBody(Strict):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unsupported(cls, given: object) -> object:
-        unsupported = {name: cls.UNSUPPORTED[name] for name in cls.UNSUPPORTED.keys() - cls.model_fields.keys()}
+        unsupported = {name: value for name, value in cls.UNSUPPORTED.items() if name not in cls.model_fields}
         return refuse_unsupported(given, unsupported)
 
     @model_validator(mode="after")
