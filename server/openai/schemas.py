@@ -34,13 +34,32 @@ StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 # What would change the text elsewhere, with what would not: passed over, the answer would not be what was asked for.
 OF_OUR_DIALECT: Mapping[str, object] = {
-    **dict.fromkeys(("task_id", "adapter_id", "max_new_tokens", "do_sample", "truncate", "grammar"), None),
-    **{"top_k": 0, "repetition_penalty": 1, "num_beams": 1, "best_of": 1, "min_new_tokens": 0, "early_stopping": False},
-    **{"typical_p": 1, "watermark": False},
+    "task_id": None,
+    "adapter_id": None,
+    "max_new_tokens": None,
+    "min_new_tokens": 0,
+    "do_sample": None,
+    "top_k": 0,
+    "typical_p": 1,
+    "repetition_penalty": 1,
+    "num_beams": 1,
+    "early_stopping": False,
+    "best_of": 1,
+    "truncate": None,
+    "watermark": False,
+    "grammar": None,
 }
 OF_VLLMS_DIALECT: Mapping[str, object] = {
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), None),
-    **{"min_p": 0, "min_tokens": 0, "stop_token_ids": [], "ignore_eos": False, "use_beam_search": False},
+    "min_p": 0,
+    "min_tokens": 0,
+    "stop_token_ids": [],
+    "ignore_eos": False,
+    "use_beam_search": False,
+    "guided_json": None,
+    "guided_regex": None,
+    "guided_choice": None,
+    "guided_grammar": None,
+    "structured_outputs": None,
 }
 
 

@@ -10,6 +10,7 @@ from batching import kernels
 from batching.linear import (
     ACTIVATIONS,
     KernelLinear,
+    Linear,
     PackedLinear,
     PlainInt8Linear,
     halve,
@@ -103,6 +104,15 @@ def layer_of_halves(
     return KernelLinear(kernels.Panels.of(halves, bias, scales), activation, dtype)
 
 
+def check_that_a_row_shows_it_and_harms_no_mate(layer: Linear, x: torch.Tensor, value: float) -> None:
+    clean = layer(x)
+    x[3, 5] = value
+    found = layer(x)
+    assert not found[3].isfinite().any()
+    mates = [i for i in range(len(x)) if i != 3]
+    assert torch.equal(found[mates], clean[mates])
+
+
 def distance(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     """Of each row from the exact one, as a share of that."""
     return (found - exact).norm(dim=1) / exact.norm(dim=1)
@@ -161,13 +171,7 @@ def test_a_row_of_zeros_gives_the_bias_and_so_does_a_column():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_row_of_halves_that_is_not_finite_shows_it_and_harms_no_mate(value):
     weight, bias, x = make_layer(100, 64)
-    layer = layer_of_halves(weight, bias)
-    clean = layer(x)
-    x[3, 5] = value
-    found = layer(x)
-    assert not found[3].isfinite().any()
-    mates = [i for i in range(len(x)) if i != 3]
-    assert torch.equal(found[mates], clean[mates])
+    check_that_a_row_shows_it_and_harms_no_mate(layer_of_halves(weight, bias), x, value)
 
 
 def test_halving_rounds_only_what_is_nothing_beside_its_row():
@@ -203,13 +207,7 @@ def test_int8_is_near_what_it_rounds(dtype):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_int8_row_that_is_not_finite_shows_it_and_harms_no_mate(value, dtype):
     weight, bias, x = (tensor.to(dtype) for tensor in make_layer(100, 64))
-    layer = make_linear(weight, bias, is_int8=True)
-    clean = layer(x)
-    x[3, 5] = value
-    found = layer(x)
-    assert not found[3].isfinite().any()
-    mates = [i for i in range(len(x)) if i != 3]
-    assert torch.equal(found[mates], clean[mates])
+    check_that_a_row_shows_it_and_harms_no_mate(make_linear(weight, bias, is_int8=True), x, value)
 
 
 def test_an_int8_row_of_zeros_is_the_bias():
