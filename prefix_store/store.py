@@ -30,6 +30,7 @@ from prefix_store.names import check_new_task_id, check_task_id
 from prefix_store.pointers import Pointer, ServedPointers
 from prefix_store.prefix import BackboneSpec, Prefix
 from prefix_store.principals import MAX_SECONDS, Principals
+from prefix_store.reading_room import ReadingRoom
 from prefix_store.registry import Registry
 from prefix_store.shared_memory import SharedMemory
 from prefix_store.tasks import Published, Served, Task, TaskConfig, TaskVersion, Upload
@@ -38,6 +39,8 @@ from prefix_store.upkeep import Upkeep
 from prefix_store.usage import UsageLedger
 
 MAX_FAILED_REMOVALS = 3  # of files that no version needs, after one write
+# Of all files that are read for their first use; while that goes on, each is in memory as bytes and as a tensor.
+MAX_BYTES_READ_AT_ONCE = 32 << 20
 MAX_OUTAGE = 3600.0  # seconds for which a key stays good whose tenant cannot be asked for, in a store that many share
 
 
@@ -71,6 +74,7 @@ class PrefixStore:
         self._blobs, self._names, self._database = self._home.blobs, self._home.names, self._home.database
         self._registry = Registry(self._database, backbone.fingerprint)
         self._cache = PrefixCache(cache_bytes)
+        self._reading_room = ReadingRoom(MAX_BYTES_READ_AT_ONCE)
         self._pointers = ServedPointers(MAX_SECONDS if self._home.is_shared else math.inf)
         # One write at a time, so that no file is removed as unneeded while another write begins to need it.
         self._writing = RLock()
@@ -336,17 +340,17 @@ class PrefixStore:
 
     def _load(self, tenant: str, version: TaskVersion) -> Prefix:
         file = self._names.native_file(version)
-        body = self._read(tenant, file)
-        try:
-            prefix = parse(body, self._backbone.shape, self._backbone.fingerprint)
-        except InvalidPrefix as error:
-            raise CorruptPrefix(file.name, f"is no prefix of this backbone ({error})") from error
-        if not isinstance(prefix, Prefix):
-            raise CorruptPrefix(file.name, "is not in the native format")
-        prefix = replace(prefix, kind=version.kind)
-        if self._memory is not None:
-            with suppress(OSError):  # the system has no more mappings for us: this one goes over in bytes
-                return prefix.shared(self._memory)
+        with self._reading_room.taken(file.num_bytes):
+            try:
+                prefix = parse(self._read(tenant, file), self._backbone.shape, self._backbone.fingerprint)
+            except InvalidPrefix as error:
+                raise CorruptPrefix(file.name, f"is no prefix of this backbone ({error})") from error
+            if not isinstance(prefix, Prefix):
+                raise CorruptPrefix(file.name, "is not in the native format")
+            prefix = replace(prefix, kind=version.kind)
+            if self._memory is not None:
+                with suppress(OSError):  # the system has no more mappings for us: this one goes over in bytes
+                    prefix = prefix.shared(self._memory)
         return prefix
 
     def _read(self, tenant: str, file: StoredFile) -> bytes:
