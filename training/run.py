@@ -5,12 +5,14 @@ Knows files and versions. For `prefixes/e2e.safetensors` everything else lies in
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -204,6 +206,8 @@ def run_jobs(
                 told = f"{pairs.num_too_long} {what} do not fit into the context and are left out"
                 bar.tell(f"{training.task_id}: {told}")
     with ExitStack() as stack:
+        for job in waiting:
+            stack.enter_context(held(job.folder))
         runs = [
             stack.enter_context(closing(Run(job, training, backbone, resume)))
             for job, training in zip(waiting, trainings, strict=True)
@@ -222,6 +226,21 @@ def check_folders(jobs: Sequence[Job]) -> None:
     shared = [folder for folder, number in Counter(job.folder for job in jobs).items() if number > 1]
     if shared:
         raise BadSettings(f"several tasks would write to {shared[0]}; give each an out of its own")
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a run's folder and keep other processes out of it. Raises `BadSettings` where one is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)  # the lock ends with it, and with the process
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadSettings(f"another training writes to {folder}; give this one an out of its own") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_earlier(folder: Path) -> None:

@@ -24,7 +24,7 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.curves import EventLog
 from training.errors import BadExamples, BadSettings, Diverged, OtherRun
 from training.progress_bar import ProgressBar
-from training.run import Job, made_with, run_jobs
+from training.run import Job, held, made_with, run_jobs
 from training.settings import Settings
 
 COMMAND = "import sys, torch, typer; torch.set_num_threads(1); from training.cli import train; typer.run(train)"
@@ -87,6 +87,20 @@ def test_tasks_that_would_share_a_folder_are_refused_before_it_is_touched(
     with pytest.raises(BadSettings, match=r"several tasks would write to .*same\.run"):
         run_jobs(jobs, backbone, quiet())
     assert (jobs[0].folder / "run.json").exists()
+
+
+def test_a_folder_that_another_training_writes_to_is_left_alone(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    run(job, backbone)
+    left = {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")}
+    again = make_job(write_pairs, job.out, quick(max_steps=2))
+    with held(job.folder), pytest.raises(BadSettings, match=r"another training writes to .*colours\.run; give"):
+        run(again, backbone)
+    assert {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")} == left
+    run(again, backbone)
+    assert json.loads((job.folder / "run.json").read_text())["num_steps"] == 2
 
 
 def test_a_folder_in_the_prefixs_place_is_told_before_any_training(
