@@ -251,6 +251,7 @@ def show(task: Task) -> None:
     config = task.config
     for name, value in (
         *((f"version {version.version}", problem_of(version)) for version in task.versions),
+        ("public", task.public and ("every tenant may use it" if task.own else "another tenant's; use it, no more")),
         ("description", config.description),
         ("prompt template", config.prompt_template and repr(config.prompt_template)),
         ("chat template", config.chat_template and json.dumps(config.chat_template, ensure_ascii=False)),

@@ -192,6 +192,7 @@ class TaskConfig:
 class Task:
     """A task that the caller may see. `version` is the served one's number, `versions` are all of them.
 
+    `public`: whether every tenant may use it; `own`: whether the caller's tenant may change it.
     `traffic` are the versions among which its requests are drawn, with their weights; empty where `version` gets all.
     """
 
@@ -201,6 +202,8 @@ class Task:
     config: TaskConfig
     created_at: datetime
     traffic: Mapping[int, float] = field(default_factory=dict)
+    public: bool = False
+    own: bool = True
 
     @property
     def served(self) -> Version:

@@ -144,13 +144,16 @@ class TaskUsageAnswer(BaseModel):
 class TaskAnswer(BaseModel):
     """`version` is the served one; where `traffic` is not null, each request's version is drawn by its weights instead.
 
-    `public`: whether every tenant may use it. `quarantined` says why a version was taken out of service.
+    `public`: whether every tenant may use it. `own`: whether it is the caller's tenant's, which alone may change it,
+    remove it and read its files; a task of another tenant that is listed is a public one. `quarantined` says why a
+    version was taken out of service.
     """
 
     task_id: str
     version: int
     traffic: dict[str, float] | None
     public: bool
+    own: bool
     created_at: datetime
     versions: list[VersionAnswer]
     config: ConfigAnswer

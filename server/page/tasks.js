@@ -66,17 +66,21 @@ function card(task) {
         },
         "Try",
       ),
-      make(
-        "button",
-        { type: "button", class: "quiet", "aria-label": `Delete ${task.task_id}`, onclick: () => remove(task, act) },
-        "Delete",
-      ),
+      task.own ? deletion(task, act) : null,
     ),
     task.config.description ? make("p", {}, task.config.description) : null,
     make("p", { class: "facts" }, ...told),
     problem,
     details(task, "versions", "Versions", () => versions(task, act)),
-    details(task, "settings", "Settings", () => settings(task, act)),
+    task.own ? details(task, "settings", "Settings", () => settings(task, act)) : null,
+  );
+}
+
+function deletion(task, act) {
+  return make(
+    "button",
+    { type: "button", class: "quiet", "aria-label": `Delete ${task.task_id}`, onclick: () => remove(task, act) },
+    "Delete",
   );
 }
 
@@ -125,7 +129,7 @@ function versions(task, act) {
       make("td", {}, String(version.num_virtual_tokens)),
       make("td", {}, bytes(version.num_bytes)),
       make("td", {}, make("code", { title: version.sha256 }, version.sha256.slice(0, 10))),
-      make("td", {}, ...flags(version), part && make("span", { class: "badge" }, part), part === SERVED ? null : button),
+      make("td", {}, ...flags(version), part && make("span", { class: "badge" }, part), task.own && part !== SERVED ? button : null),
     );
   });
   const heads = ["Version", "Uploaded", "Kind", "Tokens", "Size", "SHA-256", "Served"];

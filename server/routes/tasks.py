@@ -257,10 +257,10 @@ def _uploaded(task_id: str, published: Published) -> Response:
 
 def _with_usage(ledger: UsageLedger, tenant: str, tasks: list[Task]) -> list[TaskAnswer]:
     used = ledger.by_task(tenant, [task.task_id for task in tasks])
-    return [_task(task, used.get(task.task_id, Usage())) for task in tasks]
+    return [_task(tenant, task, used.get(task.task_id, Usage())) for task in tasks]
 
 
-def _task(task: Task, used: Usage) -> TaskAnswer:
+def _task(tenant: str, task: Task, used: Usage) -> TaskAnswer:
     config = ConfigAnswer(
         description=task.config.description,
         prompt_template=task.config.prompt_template,
@@ -272,6 +272,7 @@ def _task(task: Task, used: Usage) -> TaskAnswer:
         version=task.served_version,
         traffic={str(version): weight for version, weight in task.traffic.items()} or None,
         public=task.public,
+        own=task.tenant == tenant,
         created_at=task.created_at,
         versions=[VersionAnswer.model_validate(version, from_attributes=True) for version in task.versions],
         config=config,

@@ -107,6 +107,14 @@ def test_task_shows_its_versions_with_their_shares_and_its_defaults(fake, run):
     assert [request.method for request in fake.received] == ["GET", "GET"]
 
 
+@pytest.mark.parametrize(
+    ("own", "told"), [(True, "every tenant may use it"), (False, "another tenant's; use it, no more")]
+)
+def test_task_tells_a_public_one_and_whose_it_is(fake, run, own, told):
+    fake.will_answer(200, TASK | {"public": True, "own": own})
+    assert f"public: {told}" in run(cli.task, "e2e").stdout.splitlines()
+
+
 def test_task_changes_all_that_is_named_at_once(fake, run):
     fake.will_answer(200, TASK)
     fake.will_answer(200, TASK)

@@ -169,6 +169,10 @@ def test_only_an_operator_makes_a_task_of_its_tenant_public(house: Guarded) -> N
     answer = house.ask("other/generate", "POST", "/generate", json={"inputs": "ab", "task_id": "common"})
     assert (answer.status_code, answer.json()["version"]) == (200, 1)
     assert house.ask("other/tasks", "DELETE", "/tasks/common").status_code == 404
+    for key, own in (("acme/tasks", True), ("other/tasks", False)):
+        task = house.ask(key, "GET", "/tasks/common").json()
+        assert (task["public"], task["own"]) == (True, own)
+        assert task in house.ask(key, "GET", "/tasks").json()["tasks"]
 
 
 def test_a_revoked_key_is_refused_from_now_on(house: Guarded) -> None:

@@ -1015,7 +1015,9 @@ export interface components {
          * TaskAnswer
          * @description `version` is the served one; where `traffic` is not null, each request's version is drawn by its weights instead.
          *
-         *     `public`: whether every tenant may use it. `quarantined` says why a version was taken out of service.
+         *     `public`: whether every tenant may use it. `own`: whether it is the caller's tenant's, which alone may change it,
+         *     remove it and read its files; a task of another tenant that is listed is a public one. `quarantined` says why a
+         *     version was taken out of service.
          */
         TaskAnswer: {
             /** Task Id */
@@ -1028,6 +1030,8 @@ export interface components {
             } | null;
             /** Public */
             public: boolean;
+            /** Own */
+            own: boolean;
             /**
              * Created At
              * Format: date-time
