@@ -3,6 +3,7 @@
 Knows transformers. Knows nothing of prefixes or data.
 """
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ def load_backbone(model: str | Path, device: str = "auto", precision: str = "aut
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         raise BadBackbone(f"{str(model)!r} lacks weights or has them in another shape: {', '.join(missing[:4])}")
-    return freeze(stored, tokenizer, Path(model).name, chosen, precision)
+    name = os.fsencode(Path(model).name).decode(errors="replace")  # it goes into each prefix's file
+    return freeze(stored, tokenizer, name, chosen, precision)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: GPT2Config, model: str) -> None:

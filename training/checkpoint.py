@@ -42,9 +42,10 @@ def load_checkpoint(path: Path, made_with: Mapping[str, object]) -> State | None
         return None
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
+        found: Mapping[str, object] = state["made_with"]
     except Exception as error:  # a damaged file raises whatever its reader raises
         raise OtherRun(f"{path} is damaged ({error!r}); start afresh, without --resume") from error
-    check_same_run(path, state["made_with"], made_with)
+    check_same_run(path, found, made_with)
     return state
 
 

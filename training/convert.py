@@ -15,7 +15,6 @@ from torch import Tensor
 from prefix_store.formats import dump, parse
 from prefix_store.prefix import BackboneShape, Prefix, PromptEmbeddings
 from training.backbone import load_backbone, read_config, shape_of
-from training.checkpoint import write_whole
 from training.errors import NotConvertible
 from training.originals import WEIGHTS, load_weights, read_original, write_original
 
@@ -49,7 +48,8 @@ def convert(path: Path, out: Path, form: str, model: str | None = None, task_ind
     compiled = compile_embeddings(source, model)
     assert isinstance(compiled.prompt, Prefix)
     if form == "native":
-        write_whole(out, dump(compiled.prompt.past_key_values, compiled.prompt.metadata))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(dump(compiled.prompt.past_key_values, compiled.prompt.metadata))  # into a pipe, too
     else:
         write_original(out, compiled.prompt.past_key_values, compiled.shape)
     return compiled

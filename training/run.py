@@ -9,10 +9,11 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,6 +49,12 @@ class Job:
         reader_of(self.format_name)  # an unknown format is told before anything is read
         if not is_task_id(self.task_id):
             raise BadSettings(f"{self.task_id!r} is no task id: expected letters, digits, '.', '_' and '-' alone")
+
+    @property
+    def example_files(self) -> tuple[Path, ...]:
+        """All that the job reads."""
+        sets = (self.data,) if self.valid is None else (self.data, self.valid)
+        return tuple(file for path in sets for file in files_of(path, self.format_name))
 
     @property
     def folder(self) -> Path:
@@ -96,7 +103,8 @@ class Run:
         write_curves(self.job.folder / "losses.csv", progress.train_losses, progress.dev_losses)
         self._events.flush()
         record = json.dumps(self._record(body), indent=2, ensure_ascii=False)
-        write_whole(self.job.folder / "run.json", f"{record}\n".encode())
+        # A path may hold bytes that are no UTF-8.
+        write_whole(self.job.folder / "run.json", f"{record}\n".encode(errors="backslashreplace"))
         self.job.checkpoint.unlink(missing_ok=True)
 
     def diverged(self) -> None:
@@ -108,8 +116,12 @@ class Run:
 
     def _resume(self) -> None:
         state = load_checkpoint(self.job.checkpoint, self._made_with)
-        if state is not None:
+        if state is None:
+            return
+        try:
             self.training.load_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # of another version, or another program's
+            raise OtherRun(f"{self.job.checkpoint} does not fit ({error!r}); start afresh, without --resume") from error
 
     def _metadata(self) -> dict[str, str]:
         """What the prefix file says of itself, all texts."""
@@ -198,16 +210,14 @@ def run_jobs(
     come to their ends.
     """
     check_folders(jobs)
-    waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
-    trainings = [read_training(job, backbone) for job in waiting]
-    for training in trainings:
-        for pairs, what in ((training.train, "pairs"), (training.dev, "pairs of the dev set")):
-            if pairs is not None and pairs.num_too_long:
-                told = f"{pairs.num_too_long} {what} do not fit into the context and are left out"
-                bar.tell(f"{training.task_id}: {told}")
+    allow_many_files()
     with ExitStack() as stack:
-        for job in waiting:
+        for job in jobs:
             stack.enter_context(held(job.folder))
+        waiting = [job for job in jobs if not (resume and is_finished(job, backbone))]
+        trainings = [read_training(job, backbone) for job in waiting]
+        for training in trainings:
+            tell_too_long(training, bar)
         runs = [
             stack.enter_context(closing(Run(job, training, backbone, resume)))
             for job, training in zip(waiting, trainings, strict=True)
@@ -218,14 +228,31 @@ def run_jobs(
     listener.check()
 
 
+def tell_too_long(training: TaskTraining, bar: ProgressBar) -> None:
+    for pairs, what in ((training.train, "pairs"), (training.dev, "pairs of the dev set")):
+        if pairs is not None and pairs.num_too_long:
+            told = f"{pairs.num_too_long} {what} do not fit into the context and are left out"
+            bar.tell(f"{training.task_id}: {told}")
+
+
 def check_folders(jobs: Sequence[Job]) -> None:
-    """Raises `BadSettings` where a prefix cannot be written, or two jobs would remove each other's work."""
+    """Raises `BadSettings` where a prefix cannot be written, or would be in the place of another job's work or data."""
+    examples = {path.resolve() for job in jobs for path in job.example_files}
     for job in jobs:
+        if job.out.resolve() in examples:
+            raise BadSettings(f"{job.out} holds examples; the prefix of {job.task_id} would take their place")
         if job.out.is_dir():
             raise BadSettings(f"{job.out} is a folder; expected a file for the prefix of {job.task_id}")
     shared = [folder for folder, number in Counter(job.folder for job in jobs).items() if number > 1]
     if shared:
         raise BadSettings(f"several tasks would write to {shared[0]}; give each an out of its own")
+
+
+def allow_many_files() -> None:
+    """A task has two files open while it trains, and many systems allow a process 1,024 until it asks for more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

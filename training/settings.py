@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from training.errors import BadSettings
+from training.examples import is_unicode
 
 OPTIMIZERS = ("adamw", "muon")
 PLACE = "{inputs}"
@@ -117,3 +118,5 @@ def _check_type(name: str, value: object) -> None:
     if not isinstance(value, expected) or isinstance(value, bool):
         kind = "text" if name in texts else "a number" if name in reals else "a whole number"
         raise BadSettings(f"{name} is {value!r}; expected {kind}")
+    if isinstance(value, str) and not is_unicode(value):
+        raise BadSettings(f"{name} is {value!a}; expected Unicode text")

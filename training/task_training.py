@@ -78,12 +78,12 @@ class TaskTraining:
 
     @property
     def dev_loss_is_finite(self) -> bool:
-        """Whether one of them is, where there are any."""
-        return self._best is not None or not self.progress.dev_losses
+        """Whether the last one is, where there are any."""
+        return all(math.isfinite(loss) for _, loss in self.progress.dev_losses[-1:])
 
     @property
     def diverged(self) -> bool:
-        """Whether it ended in what is no finite number: its last loss, all dev losses, or the result itself.
+        """Whether it ended in what is no finite number: its last loss, its last dev loss, or the result itself.
 
         A good dev loss before that changes nothing: who asks for a rate that high is told, and not given the half.
         """

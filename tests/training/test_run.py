@@ -3,12 +3,15 @@
 import hashlib
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +112,54 @@ def test_a_folder_in_the_prefixs_place_is_told_before_any_training(
     (tmp_path / "prefixes").mkdir()
     with pytest.raises(BadSettings, match="prefixes is a folder; expected a file for the prefix of colours"):
         run(make_job(write_pairs, tmp_path / "prefixes", quick(max_steps=1)), backbone)
+
+
+def test_a_prefix_never_takes_the_place_of_examples(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    assert job.valid is not None
+    for examples in (job.data, job.valid):
+        before = examples.read_bytes()
+        with pytest.raises(BadSettings, match="holds examples; the prefix of colours would take their place"):
+            run(replace(job, out=tmp_path / "." / examples.name), backbone)
+        assert examples.read_bytes() == before
+
+
+def test_a_run_that_ends_while_another_waits_to_resume_it_is_left_as_it_is(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=2))
+    run(job, backbone)
+    record = (job.folder / "run.json").read_bytes()
+    with held(job.folder), pytest.raises(BadSettings, match="another training writes to"):
+        run(job, backbone, resume=True)
+    run(job, backbone, resume=True)
+    assert (job.folder / "run.json").read_bytes() == record
+
+
+def test_a_path_that_is_no_unicode_text_is_written_down_all_the_same(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    renamed = job.data.rename(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.jsonl"))
+    run(replace(job, data=renamed), backbone)
+    assert (
+        "donn\\udce9es.jsonl"
+        in json.loads((job.folder / "run.json").read_text())["train"]["path"]
+        .encode("ascii", "backslashreplace")
+        .decode()
+    )
+
+
+@pytest.mark.parametrize("state", [{"a": 1}, {"made_with": None}])
+def test_a_foreign_checkpoint_is_told(
+    write_pairs: Write, tmp_path: Path, backbone: FrozenBackbone, state: dict[str, Any]
+) -> None:
+    job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
+    save_checkpoint(job.checkpoint, {**state, "made_with": made_with(job, backbone)} if "made_with" in state else state)
+    with pytest.raises(OtherRun, match="start afresh, without --resume"):
+        run(job, backbone, resume=True)
 
 
 @pytest.mark.parametrize("resume", [False, True])
