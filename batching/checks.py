@@ -12,6 +12,8 @@ from batching.sequence import Sequence
 from batching.types import MAX_MIXED_PREFIXES, Compile, ContextTooLong, Request, RequestError, SamplingParams
 from prefix_store.prefix import BackboneShape
 
+MAX_WEIGHT = 1e6  # of a tenant: the sum of all, times the slots, stays a finite number
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -29,8 +31,8 @@ class Capacity:
 
 def check_request(request: Request | Compile, capacity: Capacity) -> None:
     """Raise `RequestError` with what was wrong and what was expected."""
-    if not (math.isfinite(request.weight) and request.weight > 0):
-        raise RequestError(f"weight is {request.weight}; expected a finite number above 0")
+    if not 0 < request.weight <= MAX_WEIGHT:  # nor NaN
+        raise RequestError(f"weight is {request.weight}; expected a number above 0, up to {MAX_WEIGHT:g}")
     sequence = Sequence(request)
     prefixes = [prefix for prefix in sequence.prefixes if prefix is not None]
     for prefix in prefixes:

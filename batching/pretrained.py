@@ -22,7 +22,8 @@ def read_checkpoint(model: str | Path, device: str = "auto", dtype: str = "auto"
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # a config.json of other values raises whatever its reader raises
-        raise BackboneError(f"no model could be read from {str(model)!r}: {error}") from error
+        hint = "" if Path(model).is_dir() else " (there is no such folder; as a name on the hub)"
+        raise BackboneError(f"no model could be read from {str(model)!r}{hint}: {error}") from error
     if not isinstance(config, GPT2Config):
         raise BackboneError(f"{str(model)!r} is a {config.model_type!r} model; expected 'gpt2'")
     try:

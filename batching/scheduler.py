@@ -119,7 +119,7 @@ class Scheduler:
             else:
                 reading.append(sequence)
         decoding.sort(key=lambda step: step.row.slot)
-        return decoding + self._bounded(reading, len(decoding))
+        return decoding + self._bounded(reading, sum(not _waits_to_begin(step.sequence) for step in decoding))
 
     def max_prompt_tokens_beside(self, num_decoding: int) -> int:
         """How many tokens of prompts a step reads at most, beside so many rows that decode: one or more."""
@@ -156,6 +156,13 @@ class Scheduler:
 
 def _num_pending(sequence: Sequence) -> int:
     return sequence.num_pending_tokens(sequence.rows[0])
+
+
+def _waits_to_begin(sequence: Sequence) -> bool:
+    """Whether it has read its prompt and cannot speak yet, since its grammar is still being compiled: whatever is read
+    beside it stretches no gap between its tokens."""
+    constraint = sequence.constraint
+    return constraint is not None and not sequence.rows[0].output_token_ids and not constraint.is_ready
 
 
 def _cost_of_token(sequence: Sequence) -> float:

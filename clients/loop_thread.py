@@ -32,8 +32,10 @@ class LoopThread:
         self._portal: BlockingPortal | None = None
 
     def start(self, function: Callable[[Unpack[Args]], Awaitable[T]], *args: *Args) -> Future[T]:
-        """Begin to run it. Cancelling what is returned cancels what runs."""
+        """Begin to run it. Cancelling what is returned cancels what runs. Raises `RuntimeError` after `close`."""
         with self._lock:
+            if self._portal is not None and self._thread is None:
+                raise RuntimeError("this client is closed; make another one")
             if self._portal is None:
                 ready: Future[BlockingPortal] = Future()
                 self._thread = threading.Thread(target=run_loop, args=[ready], name="polyprefix-client", daemon=True)

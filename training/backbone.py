@@ -99,7 +99,8 @@ def read_config(model: str | Path) -> GPT2Config:
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise BadBackbone(f"no model could be read from {str(model)!r}: {error}") from error
+        hint = "" if Path(model).is_dir() else " (there is no such folder; as a name on the hub)"
+        raise BadBackbone(f"no model could be read from {str(model)!r}{hint}: {error}") from error
     if not isinstance(config, GPT2Config):
         raise BadBackbone(f"{str(model)!r} is a {config.model_type!r} model; expected 'gpt2'")
     return config

@@ -153,7 +153,9 @@ def named_shape(model: str | None, folder: Path) -> BackboneShape:
         return shape_of(read_config(model))
     if (folder / "config.json").exists():
         return shape_of(read_config(folder))
-    raise NotConvertible("the file does not tell how many heads the backbone has; name the backbone with --model")
+    raise NotConvertible(
+        "the file does not tell how many heads the backbone has; is it a prefix? then name the backbone with --model"
+    )
 
 
 def compile_embeddings(source: Source, model: str | None) -> Source:

@@ -145,6 +145,24 @@ def test_mates_never_wait_for_a_row_whose_constraint_is_slow():
     assert engine.last_step.num_prefill_tokens == 1  # its last token only, not the prompt again and again
 
 
+def test_a_prompt_is_read_at_once_beside_a_row_that_waits_for_its_constraint():
+    engine = make_engine(MODEL)
+    engine.add_request(constrained(Countdown(num_refusals=10**9), ask(make_prompt(9))))
+    engine.step()
+    engine.add_request(ask(make_prompt(50), max_new_tokens=1))
+    (said,) = engine.step()
+    assert said.finish_reason is FinishReason.LENGTH
+
+
+def test_a_prompt_is_read_in_pieces_beside_a_row_that_has_begun_to_speak():
+    engine = make_engine(MODEL)
+    engine.add_request(constrained(Countdown(), ask(make_prompt(9))))
+    engine.step()
+    engine.add_request(ask(make_prompt(50), max_new_tokens=1))
+    engine.step()
+    assert engine.last_step.num_prefill_tokens < 50
+
+
 def test_a_slow_constraint_changes_neither_tokens_nor_log_probabilities():
     params = {"max_new_tokens": 15, "logprobs": 2, "prompt_logprobs": True}
     quick, slow = (

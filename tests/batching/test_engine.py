@@ -417,6 +417,7 @@ def test_a_request_that_leaves_the_queue_is_reported_at_once_and_only_then():
         (Compile("c", "default", (1,), torch.ones(1, SHAPE.n_embd)), "exactly one"),
         (Compile("c", "default", embeddings=torch.ones(4, SHAPE.n_embd + 1)), "embeddings are"),
         (Compile("c", "default", (1,), weight=0.0), "weight"),
+        (Compile("c", "default", (1,), weight=1e308), "weight"),
         (ask((1,), Prefix(torch.ones(1, 2, 3, SHAPE.n_head, SHAPE.head_dim), "r", "prefix")), "the backbone expects"),
         (ask((1,), Prefix(torch.ones(2, 2, 3, SHAPE.n_head, 5), "r", "prefix")), "the backbone expects"),
     ],

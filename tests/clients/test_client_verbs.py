@@ -262,3 +262,12 @@ def test_two_threads_may_close_a_client_at_once(fake):
     with ThreadPoolExecutor(2) as threads:
         for closing in [threads.submit(close) for _ in range(2)]:
             closing.result()
+
+
+def test_a_closed_client_says_so(fake):
+    fake.will_answer(200, TASK)
+    client = Client(fake.url)
+    client.task("e2e")
+    client.close()
+    with pytest.raises(RuntimeError, match="this client is closed; make another one"):
+        client.task("e2e")
