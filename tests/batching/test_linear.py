@@ -97,6 +97,23 @@ def test_our_int8_products_are_those_of_torch_over_the_same_integers(size, activ
     assert all(torch.equal(layer(x[:count]), layer(x)[:count]) for count in range(len(x))), "no row depends on others"
 
 
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_no_row_of_the_plain_int8_products_depends_on_others_with_many_threads(activation):
+    weight, bias, _ = make_layer(3072, 64)
+    rounded, scales = quantize(weight)
+    layer = PlainInt8Linear(rounded, bias, scales, activation)
+    x = torch.randn(100, 64)
+    num_threads = torch.get_num_threads()
+    try:
+        for torch_threads in (3, 5, 7):
+            torch.set_num_threads(torch_threads)
+            for count in (7, 11, 17, 23, 64, 100):
+                alone = torch.cat([layer(x[row : row + 1]) for row in range(count)])
+                assert torch.equal(layer(x[:count]), alone)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def layer_of_halves(
     weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None, dtype: torch.dtype = torch.float32
 ) -> KernelLinear:
