@@ -144,12 +144,7 @@ def test_a_path_that_is_no_unicode_text_is_written_down_all_the_same(
     job = make_job(write_pairs, tmp_path / "colours.safetensors", quick(max_steps=1))
     renamed = job.data.rename(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.jsonl"))
     run(replace(job, data=renamed), backbone)
-    assert (
-        "donn\\udce9es.jsonl"
-        in json.loads((job.folder / "run.json").read_text())["train"]["path"]
-        .encode("ascii", "backslashreplace")
-        .decode()
-    )
+    assert json.loads((job.folder / "run.json").read_text())["train"]["path"] == str(renamed)
 
 
 @pytest.mark.parametrize("state", [{"a": 1}, {"made_with": None}])
